@@ -1,0 +1,101 @@
+"""What the ImageNet configs share: the paper's recipe (paper, Sec. 4 and Appendix A)."""
+
+import ml_collections
+
+
+def get_config(
+    depth: int, epochs: int, decay_start: float, decay_to: float
+) -> ml_collections.ConfigDict:
+    """The paper's model of a depth on ImageNet at 256 x 256.
+
+    decay_start: fraction of training after which the learning rate falls linearly, to the
+    fraction `decay_to` of its peak.
+    """
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+
+    config.data = data = ml_collections.ConfigDict()
+    data.dataset = "imagenet2012"
+    data.data_dir = ""  # TFDS's default: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+    data.train_split = "train"
+    data.eval_split = "validation"
+    data.num_classes = 1000
+    data.image_size = 256
+    data.resize_ratio = 1.125  # Shorter side before the crop, in units of image_size.
+    data.num_workers = 16  # Reading processes per host; 0 reads in threads.
+
+    config.tokenizer = tokenizer = ml_collections.ConfigDict()
+    tokenizer.checkpoint = ""  # Weights to use as they are; empty: train in the workdir.
+    tokenizer.model = ml_collections.ConfigDict()
+    tokenizer.model.width = 128
+    tokenizer.model.multipliers = (1, 2, 4, 4, 4)
+    tokenizer.model.num_blocks = 2
+    tokenizer.model.latent_channels = 32
+    tokenizer.model.vocab_size = 4096
+
+    tokenizer.training = training = ml_collections.ConfigDict()
+    training.batch_size = 256
+    training.epochs = 100.0
+    training.warm_up_epochs = 1.0  # Codebook warm-up.
+    training.learning_rate = 1e-4
+    training.schedule = "cosine"
+    training.warmup_steps = 0
+    training.warmup_from = 1.0
+    training.decay_start = 0.0
+    training.decay_to = 0.0
+    training.weight_decay = 0.0
+    training.clip_norm = 1.0
+    training.ema_decay = 0.9999
+    training.log_every = 100
+    training.image_every = 5_000
+    training.checkpoint_every = 2_500
+    training.keep_checkpoints = 3
+    tokenizer.scale_batches = 64  # Training batches on which the canvas scales are measured.
+
+    config.generator = generator = ml_collections.ConfigDict()
+    generator.checkpoint = ""  # Weights to sample from or to start training at.
+    generator.model = ml_collections.ConfigDict()
+    generator.model.depth = depth
+    generator.model.content_width = 64 * depth
+    generator.model.content_heads = depth
+    generator.model.structure_width = 32 * depth
+    generator.model.structure_heads = depth // 2
+    generator.model.drop_path = 0.1 * depth / 24
+    generator.model.remat = True
+    generator.model.dtype = "bfloat16"
+
+    generator.training = training = ml_collections.ConfigDict()
+    training.batch_size = 768
+    training.epochs = float(epochs)
+    training.class_dropout = 0.1
+    training.learning_rate = 3e-4  # 1e-4 * batch_size / 256
+    training.schedule = "linear"
+    training.warmup_steps = 1_000
+    training.warmup_from = 0.005
+    training.decay_start = decay_start
+    training.decay_to = decay_to
+    training.weight_decay = 0.05
+    training.clip_norm = 1.0
+    training.ema_decay = 0.9999
+    training.log_every = 100
+    training.image_every = 10_000
+    training.checkpoint_every = 2_500
+    training.keep_checkpoints = 3
+
+    config.sampling = sampling = ml_collections.ConfigDict()
+    sampling.num_samples = 50_000
+    sampling.batch_size = 256
+    sampling.classes = ()  # Empty: every class in turn.
+    sampling.content_guidance = (1.0, 3.5)  # At the first and the last stage.
+    sampling.structure_guidance = (1.0, 2.5)
+    sampling.temperature = 1.0  # 0 takes the most likely token.
+    sampling.top_k = 0  # 0: all tokens.
+    sampling.top_p = (1.0, 0.5)  # Falls from the first to the second value over the stages.
+    sampling.flow_steps = 25
+    sampling.gumbel_split = False  # Draw the halves of a split instead of taking the top half.
+
+    config.evaluation = evaluation = ml_collections.ConfigDict()
+    evaluation.batch_size = 256
+    evaluation.num_samples = 0  # Samples judged by the classifier; 0: reconstructions only.
+    evaluation.num_pictures = 8  # Images in the pictures of the job `reconstruct`.
+    return config

@@ -1,0 +1,7 @@
+"""NVG-d16 on ImageNet at 256 x 256."""
+
+from configs import base
+
+
+def get_config():
+    return base.get_config(depth=16, epochs=200, decay_start=0.8, decay_to=0.1)

@@ -1,0 +1,7 @@
+"""NVG-d24 on ImageNet at 256 x 256."""
+
+from configs import base
+
+
+def get_config():
+    return base.get_config(depth=24, epochs=350, decay_start=200 / 350, decay_to=0.01)

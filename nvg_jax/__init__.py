@@ -1,0 +1,1 @@
+"""Next Visual Granularity image generation in JAX."""

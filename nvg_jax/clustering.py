@@ -1,0 +1,126 @@
+"""Structure from data: a latent's positions are paired greedily, level by level, into a tree."""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from nvg_jax import granularity
+
+# Mesh axes over which a batch may be split; along any other axis clustering is replicated.
+BATCH_AXES = ("data", "fsdp")
+
+# The key of what must never be chosen: above the key of every float32.
+NEVER = jnp.iinfo(jnp.int32).max
+
+
+def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
+    """The structure of a latent by greedy pairing (paper, Sec. 3).
+
+    From 2m clusters to m: the two free clusters with the closest centroids (l2) are paired until
+    none is free; of equally close pairs the one with the smallest indices comes first. Clusters
+    are numbered in the order of their pairing, the first ones by raster position.
+
+    No gradient flows through it, and it computes in float32. Distances that are not finite count
+    as the largest finite one, so the result is a valid structure for every latent.
+
+    With a mesh set (`jax.set_mesh`) every device clusters the images of its own shard, split over
+    those of BATCH_AXES that the mesh has, and waits for no other; B has to be a multiple of the
+    number of shards.
+
+    Returns:
+      int32 leaf labels s_K, a permutation of 0..L-1 for each image. The labels of stage k are
+      s_K >> (K - k): cluster j of a stage splits into 2j and 2j + 1 of the next, 2j being the one
+      that was paired earlier (among single positions: the one that comes first in raster order).
+
+    Raises:
+      UserError: L is not a power of two.
+    """
+    granularity.last_stage(latent.shape[1])
+    latent = jax.lax.stop_gradient(latent)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:  # manual: already inside a shard_map, on one device's images
+        return _cluster(latent)
+    split = PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names))
+    # check_vma off: the loops' initial values are constants, which the check takes for replicated.
+    return jax.shard_map(_cluster, in_specs=split, out_specs=split, check_vma=False)(latent)
+
+
+def _cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
+    batch, num_positions, _ = latent.shape
+    centroids = latent.astype(jnp.float32)
+    # [B N L/N]: the positions of each cluster, those of its first child before the others.
+    members = jnp.broadcast_to(jnp.arange(num_positions)[:, None], (batch, num_positions, 1))
+    while centroids.shape[1] > 1:
+        pairs = _greedy_pairs(centroids)
+        centroids = take(centroids, pairs).mean(axis=2)  # all clusters are equally large
+        members = take(members, pairs).reshape(batch, pairs.shape[1], -1)
+    # The root's members are in the order of their labels; the inverse gives each position's label.
+    return jnp.argsort(members[:, 0], axis=1).astype(jnp.int32)
+
+
+def _greedy_pairs(points: Float[Array, "B N C"]) -> Int[Array, "B N//2 2"]:
+    """The pairs in the order in which a greedy search finds them, the smaller index first.
+
+    A pair of mutually nearest points is always in the greedy result, since nothing that could
+    break it up is closer. So each round takes all such pairs at once; at least the closest pair
+    is one. Among equally near points the first is the nearest: this follows the greedy order
+    (distance, smaller index, larger index), so ties are broken alike.
+    """
+    batch, num_points, _ = points.shape
+    keys = distance_keys(points)
+    index = jnp.arange(num_points, dtype=jnp.int32)
+
+    def some_free(state):
+        partner, _ = state
+        return jnp.any(partner < 0)
+
+    def pair_mutually_nearest(state):
+        partner, pair_key = state
+        free = partner < 0
+        # Two reductions, as XLA's arg-min is slow on CPU; over the first of the two point axes,
+        # so that they run along vectors of columns.
+        candidates = jnp.where(free[:, :, None], keys, NEVER)
+        nearest_key = candidates.min(axis=1, keepdims=True)
+        nearest = jnp.where(candidates == nearest_key, index[:, None], num_points).min(axis=1)
+        # The closest pair is mutual anyhow. Naming it makes sure that the rounds end, even if
+        # distances (i, j) and (j, i) were rounded differently and led around in a circle.
+        closest = jnp.where(free, nearest_key[:, 0], NEVER).argmin(axis=1, keepdims=True)
+        nearest = jnp.where(index == take(nearest, closest), closest, nearest)
+        # `free` guards images that are finished, where `nearest` means nothing.
+        mutual = free & (take(nearest, nearest) == index)
+        return (
+            jnp.where(mutual, nearest, partner),
+            jnp.where(mutual, nearest_key[:, 0], pair_key),
+        )
+
+    start = jnp.full((batch, num_points), -1, jnp.int32), jnp.zeros((batch, num_points), jnp.int32)
+    partner, pair_key = jax.lax.while_loop(some_free, pair_mutually_nearest, start)
+
+    # A pair stands at its smaller index; a stable sort by distance is the greedy order.
+    sort_key = jnp.where(index < partner, pair_key, NEVER)
+    smaller = jnp.argsort(sort_key, axis=1, stable=True)[:, : num_points // 2].astype(jnp.int32)
+    return jnp.stack([smaller, take(partner, smaller)], axis=-1)
+
+
+def distance_keys(points: Float[Array, "B N C"]) -> Int[Array, "B N N"]:
+    """Integers in the order of the squared distances; no point is near itself.
+
+    The bits of non-negative floats are ordered like the floats, and minima of integers, which
+    need not care for NaN, are faster. Direct differences, unlike |a|^2 + |b|^2 - 2ab, give
+    duplicates exactly zero.
+    """
+    # Summed channel by channel, as XLA's sum over the last axis is slower on CPU.
+    channels = jnp.moveaxis(points, -1, 0)
+    squared = sum(jnp.square(channel[:, :, None] - channel[:, None]) for channel in channels)
+    finite = jnp.where(jnp.isfinite(squared), squared, jnp.finfo(jnp.float32).max)
+    keys = jax.lax.bitcast_convert_type(finite, jnp.int32)
+    return jnp.where(jnp.eye(points.shape[1], dtype=bool), NEVER, keys)
+
+
+def take(values: Array, index: Int[Array, "B ..."]) -> Array:
+    """For each image the rows of `values` [B, N, ...] that `index` names: [*index.shape, ...]."""
+    rows = values.shape[2:]
+    flat = index.reshape(index.shape[0], -1, *(1 for _ in rows))
+    taken = jnp.take_along_axis(values, flat, axis=1, mode="promise_in_bounds")
+    return taken.reshape(*index.shape, *rows)

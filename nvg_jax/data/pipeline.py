@@ -1,0 +1,382 @@
+"""One Grain pipeline from any TFDS image dataset to batches of float32 images.
+
+What is read stands in `config.data`, an `ml_collections.ConfigDict` with the fields
+  dataset       TFDS name: 'digits', 'imagenet2012', 'name/config:version', ...
+  data_dir      where it was prepared; '' for TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets)
+  train_split   e.g. 'train' or 'train[:90%]'
+  image_size    side of the square crop in pixels
+  resize_ratio  the shorter side is resized to this many times `image_size` before the crop
+  num_workers   worker processes that decode and crop; 0 does it in a thread of this process
+The dataset needs the features 'image' (uint8) and 'label' (a class).
+
+Reading needs no TensorFlow. An example's place in the stream and its random crop depend on the
+seed and nothing else: not on the number of workers, nor on that of processes.
+"""
+
+import dataclasses
+import io
+import math
+import multiprocessing
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+from absl import flags, logging
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from jaxtyping import UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from nvg_jax.data import digits  # noqa: F401  Its import registers the dataset with TFDS.
+from nvg_jax.errors import UserError
+
+# What Pillow raises for damaged files of the formats it reads.
+_DECODING_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
+
+# Arrays from here on come from a worker through shared memory, smaller ones faster through its
+# pipe. What waits there has to fit the pipe, or a worker that is told to stop could not.
+_MIN_SHARED_MEMORY_BYTES = 2**13
+
+
+def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
+    """TFDS builder of a dataset, prepared or not. `data_dir` '' stands for TFDS's default.
+
+    Raises:
+      UserError: TFDS knows no such dataset, config or version.
+    """
+    try:
+        return tfds.builder(dataset, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError:
+        # Its message lists every dataset of TFDS.
+        reason = "TFDS has none of that name"
+    except (ValueError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+    raise UserError(f"unknown dataset {dataset!r}: {reason}")
+
+
+def num_examples(config: ConfigDict, split: str) -> int:
+    """Number of examples of a split such as 'train' or 'train[:90%]' of the prepared dataset.
+
+    Raises:
+      UserError: no such dataset or split, or the dataset is not prepared.
+    """
+    return _num_examples(_prepared_builder(config), split)
+
+
+def train_iterator(
+    config: ConfigDict,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.DatasetIterator:
+    """Endless shuffled training batches of this process, resized and cropped at random.
+
+    The stream of all processes together holds every image once an epoch, each epoch in another
+    order; a batch may reach into the next epoch, so nothing is dropped. An image that cannot be
+    decoded is named in the log, and another one of its batch stands in its place.
+
+    `get_state` gives a JSON dict, the same on every process. `set_state` goes on from it exactly,
+    also with another number of workers or processes. Call `close` to end the worker processes.
+
+    Args:
+      config: `config.data`.
+      batch_size: images per batch of this process.
+      seed: of order and crops, in [0, 2^32).
+      process_index: this process, of `process_count` that each read their share.
+      process_count: number of processes.
+
+    Returns:
+      Iterator over {'image': float32 [B, H, W, 3] in [-1, 1], 'label': int32 [B],
+      'skipped': int32 [B], 1 where an undecodable image was passed over}.
+
+    Raises:
+      UserError: no such dataset or split, the dataset is not prepared, or the split is smaller
+        than one batch of all processes; while iterating, not one image of a batch is decodable.
+    """
+    examples = _open(config, config.train_split)
+    global_batch_size = batch_size * process_count
+    if len(examples) < global_batch_size:
+        raise UserError(
+            f"split {config.train_split!r} of {config.dataset} has {len(examples)} examples, "
+            f"fewer than one batch of {global_batch_size}: lower the batch size"
+        )
+    images = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
+    images = images.random_map(examples.training_example)
+
+    def batches_from(position: int) -> grain.IterDataset:
+        share = images[position + process_index :: process_count]
+        batches = share.batch(batch_size, drop_remainder=True)
+        return _read_ahead(batches, config.num_workers).map(_fill_skipped).map(_to_model_types)
+
+    return _TrainIterator(batches_from, global_batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatches:
+    """Batches of one process; can be iterated any number of times.
+
+    Attributes:
+      batches: as `evaluation_batches` describes them.
+      num_batches: number of them, also `len`.
+      num_examples: examples of the split, for all processes together.
+    """
+
+    batches: grain.IterDataset
+    num_batches: int
+    num_examples: int
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        iterator = iter(self.batches)
+        try:
+            yield from iterator
+        finally:
+            iterator.close()
+
+
+def evaluation_batches(
+    config: ConfigDict,
+    split: str,
+    batch_size: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvaluationBatches:
+    """All examples of a split once, in the order of the files, with the center crop.
+
+    Every process gets the same number of batches of the same size; the processes' batches laid
+    side by side, step after step, are in the order of the files. Rows past the end are black.
+
+    Args:
+      config: `config.data`.
+      split: e.g. 'test' or 'validation'.
+      batch_size: images per batch of this process.
+      process_index: this process, of `process_count` that each read their share.
+      process_count: number of processes.
+
+    Returns:
+      Iterable of {'image': float32 [B, H, W, 3] in [-1, 1], 'label': int32 [B],
+      'mask': bool [B], False in rows past the end of the split}.
+
+    Raises:
+      UserError: no such dataset or split, or the dataset is not prepared; while iterating, an
+        image cannot be decoded.
+    """
+    examples = _open(config, split)
+    num_batches = math.ceil(len(examples) / (batch_size * process_count))
+    images = grain.MapDataset.range(num_batches * batch_size * process_count)
+    batches = images.map(examples.evaluation_example).batch(batch_size)
+    share = _read_ahead(batches[process_index::process_count], config.num_workers)
+    return EvaluationBatches(share.map(_to_model_types), num_batches, len(examples))
+
+
+class _TrainIterator(grain.DatasetIterator):
+    """Its state is the position in the stream of all processes, whoever reads it.
+
+    The states of Grain's own iterators hold that of every worker, so that a run could not be
+    continued with another number of them.
+    """
+
+    def __init__(
+        self, batches_from: Callable[[int], grain.IterDataset], global_batch_size: int
+    ) -> None:
+        super().__init__()
+        self._batches_from = batches_from
+        self._global_batch_size = global_batch_size
+        self._position = 0
+        self._batches: grain.DatasetIterator | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._batches is None:
+            self._batches = iter(self._batches_from(self._position))
+        batch = next(self._batches)
+        self._position += self._global_batch_size
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"position": self._position}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._position = state["position"]
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Examples:
+    """Random access to the examples of a split.
+
+    It holds the record files and not the TFDS source around them, because that one pickles
+    its builder along, which the worker processes could not always import.
+    """
+
+    records: ArrayRecordDataSource
+    features: tfds.features.FeaturesDict
+    split: str
+    image_size: int
+    shorter_side: int
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def training_example(self, index: int, rng: np.random.Generator) -> dict:
+        try:
+            image, label = self._read(index)
+        except UserError as error:
+            logging.warning("skipped: %s", error)
+            return {"image": self._black(), "label": 0, "skipped": 1}
+        left, top = (rng.integers(side - self.image_size, endpoint=True) for side in image.size)
+        return {"image": self._crop(image, left, top), "label": label, "skipped": 0}
+
+    def evaluation_example(self, index: int) -> dict:
+        if index >= len(self):
+            return {"image": self._black(), "label": 0, "mask": False}
+        image, label = self._read(index)
+        left, top = ((side - self.image_size) // 2 for side in image.size)
+        return {"image": self._crop(image, left, top), "label": label, "mask": True}
+
+    def _read(self, index: int) -> tuple[Image.Image, int]:
+        """The image, resized, and its label. Raises UserError if it cannot be decoded."""
+        example = self.features.deserialize_example_np(
+            self.records[index], decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        try:
+            with Image.open(io.BytesIO(example["image"])) as encoded:
+                image = encoded.convert("RGB")
+        except _DECODING_ERRORS as error:
+            name = example.get("file_name", b"").decode(errors="replace")
+            raise UserError(
+                f"image {name or f'{self.split}[{index}]'} cannot be decoded "
+                f"({type(error).__name__}): replace it and prepare the dataset again"
+            ) from error
+        width, height = image.size
+        scale_to, shorter = self.shorter_side, min(width, height)
+        size = (scale_to * width // shorter, scale_to * height // shorter)
+        return image.resize(size, Image.Resampling.LANCZOS), example["label"]
+
+    def _crop(self, image: Image.Image, left: int, top: int) -> UInt8[np.ndarray, "H W 3"]:
+        return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
+
+    def _black(self) -> UInt8[np.ndarray, "H W 3"]:
+        return np.zeros((self.image_size, self.image_size, 3), np.uint8)
+
+
+def _open(config: ConfigDict, split: str) -> _Examples:
+    builder = _prepared_builder(config)
+    if not _num_examples(builder, split):
+        raise UserError(f"split {split!r} of {config.dataset} is empty")
+    features = dict(builder.info.features.items())
+    image, label = features.get("image"), features.get("label")
+    if not (
+        isinstance(image, tfds.features.Image)
+        and image.np_dtype == np.uint8
+        and isinstance(label, tfds.features.ClassLabel)
+    ):
+        raise UserError(
+            f"dataset {config.dataset} is no set of labelled images: it needs the features "
+            f"'image' (uint8) and 'label' (a class) and has {', '.join(features)}"
+        )
+    try:
+        source = builder.as_data_source(
+            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+        )
+    except NotImplementedError as error:
+        raise UserError(
+            f"dataset {config.dataset} in {builder.data_dir} is not in ArrayRecord files: "
+            "prepare it in another data_dir, or remove it and prepare it again"
+        ) from error
+    shorter_side = round(config.resize_ratio * config.image_size)
+    if shorter_side < config.image_size:
+        raise UserError(f"data.resize_ratio is {config.resize_ratio}, but must be at least 1")
+    # Other features (boxes, masks) would be decoded for nothing.
+    used = {name: features[name] for name in ("image", "label", "file_name") if name in features}
+    return _Examples(
+        source.data_source, tfds.features.FeaturesDict(used), split, config.image_size, shorter_side
+    )
+
+
+def _prepared_builder(config: ConfigDict) -> tfds.core.DatasetBuilder:
+    builder = load_builder(config.dataset, config.data_dir)
+    if not builder.data_path.exists():
+        command = ["python", "-m", "nvg_jax.data.prepare", config.dataset]
+        if config.data_dir:
+            command.append(f"--data_dir={config.data_dir}")
+        raise UserError(f"dataset {config.dataset} is not prepared: run `{shlex.join(command)}`")
+    return builder
+
+
+def _num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
+    splits = builder.info.splits
+    try:
+        return splits[split].num_examples
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"unknown split {split!r} of {builder.info.full_name}: there are {', '.join(splits)} "
+            "and slices of them, such as 'train[:90%]'"
+        ) from error
+
+
+def _read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
+    """Makes a few batches ahead, in a thread of this process or in worker processes."""
+    if not num_workers:
+        # More threads would only contend for the interpreter's lock.
+        return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    if not flags.FLAGS.is_parsed():
+        # Grain's workers read absl flags, which nobody parses in a notebook or a test.
+        flags.FLAGS.mark_as_parsed()
+    options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_MEMORY_BYTES)
+    return grain.experimental.WithOptionsIterDataset(
+        batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), options
+    ).mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    # A signal to the whole process group is for the main process, which may still have to save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Grain's workers would outlive a main process that is killed.
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+
+
+def _end_with_main_process() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Puts the next decodable example of the batch, cyclically, where one was skipped."""
+    (decoded,) = np.nonzero(batch["skipped"] == 0)
+    count = len(batch["skipped"])
+    if len(decoded) == count:
+        return batch
+    if not len(decoded):
+        raise UserError(f"not one image of a batch of {count} can be decoded: see the log")
+    rows = decoded[np.searchsorted(decoded, np.arange(count)) % len(decoded)]
+    return batch | {"image": batch["image"][rows], "label": batch["label"][rows]}
+
+
+def _to_model_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Runs in the main process: bytes are a quarter of the floats to hand over."""
+    image = np.divide(batch["image"], 127.5, dtype=np.float32)
+    image -= 1
+    others = {
+        name: value.astype(np.int32) if value.dtype == np.int64 else value
+        for name, value in batch.items()
+    }
+    return others | {"image": image}

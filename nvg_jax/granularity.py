@@ -1,0 +1,121 @@
+"""The granularity sequence and its algebra (paper, Sec. 3.1): pure functions, no parameters.
+
+An image of L = 2^K latent positions is described by stages k = 0..K. Stage k paints all positions with
+2^k tokens of L / 2^k positions each. Cluster j of stage k splits into clusters 2j and 2j + 1 of stage k + 1,
+so that one leaf label per position holds the structure of every stage, and one heap the tokens of all.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nvg_jax.errors import UserError
+
+Stage = int | Int[Array, ""] | Int[Array, "B"]
+
+
+class GranularitySequence(NamedTuple):
+    """A batch of images as structure and content of all stages.
+
+    structure: each position's leaf, a permutation of 0..L-1 per image; stage k's label is its top k bits.
+    tokens: codebook entries as a heap: cluster j of stage k stands at `2^k - 1 + j`.
+    """
+
+    structure: Int[Array, "B L"]
+    tokens: Int[Array, "B M"]
+
+
+def last_stage(num_positions: int) -> int:
+    """K with `2^K == num_positions`; raises UserError if there is none."""
+    if num_positions < 2 or num_positions & (num_positions - 1):
+        raise UserError(
+            f"{num_positions} latent positions are not a power of two: choose an image size and a "
+            "downsampling that give 4, 16, 64, 256, ... positions"
+        )
+    return num_positions.bit_length() - 1
+
+
+def _per_position(stage: Stage) -> int | Int[Array, ""] | Int[Array, "B 1"]:
+    """Lets one stage per image broadcast against `[B, L]`."""
+    return stage[:, None] if isinstance(stage, jax.Array) and stage.ndim == 1 else stage
+
+
+def labels_at(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"]:
+    """The structure map of a stage, in `[0, 2^stage)`. `stage` is one number or one per image."""
+    return structure >> (last_stage(structure.shape[-1]) - _per_position(stage))
+
+
+def structure_from_labels(labels: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"]:
+    """A partial structure whose top `stage` bits are `labels` and whose undecided bits are zero."""
+    return labels << (last_stage(labels.shape[-1]) - _per_position(stage))
+
+
+def structure_embedding(structure: Int[Array, "B L"], stage: Stage) -> Float[Array, "B L K"]:
+    """The bits of a stage's labels, most significant first, as 0 or 2; channels not decided yet are 1.
+
+    Only the top `stage` bits of `structure` matter. Paper, Sec. 3.3.
+    """
+    num_bits = last_stage(structure.shape[-1])
+    channel = jnp.arange(num_bits)
+    bits = (structure[..., None] >> (num_bits - 1 - channel)) & 1
+    stage = jnp.asarray(_per_position(stage))[..., None]
+    return jnp.where(channel < stage, 2.0 * bits, 1.0).astype(jnp.float32)
+
+
+def stage_slice(stage: int) -> slice:
+    """Where the tokens of a stage lie in the heap."""
+    return slice(2**stage - 1, 2 ** (stage + 1) - 1)
+
+
+def stage_tokens(tokens: Int[Array, "B M"], stage: int) -> Int[Array, "B N"]:
+    """The `2^stage` tokens of one stage, by cluster."""
+    return tokens[:, stage_slice(stage)]
+
+
+def cluster_mean(
+    values: Float[Array, "B L C"], labels: Int[Array, "B L"], num_clusters: int
+) -> Float[Array, "B {num_clusters} C"]:
+    """Mean of the values over each cluster, in float32; an empty cluster gives zero."""
+    member = jax.nn.one_hot(labels, num_clusters, axis=1, dtype=jnp.float32)
+    total = jnp.einsum(
+        "bnl,blc->bnc", member, values.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    return total / jnp.maximum(member.sum(-1, keepdims=True), 1.0)
+
+
+def paint(values: Float[Array, "B N C"], labels: Int[Array, "B L"]) -> Float[Array, "B L C"]:
+    """Gives every position the vector of its cluster."""
+    return jnp.take_along_axis(values, labels[..., None], axis=1)
+
+
+def balanced_split(
+    scores: Float[Array, "B L"],
+    labels: Int[Array, "B L"],
+    num_clusters: int | Int[Array, ""],
+    gumbel: Float[Array, "B L"] | None = None,
+) -> Int[Array, "B L"]:
+    """Splits every cluster into two halves of equal size by the positions' scores (paper, Sec. 3.3).
+
+    Cluster j's half with the higher `p = clip(score, -1, 1) + 1` becomes 2j + 1, the other 2j. With
+    `gumbel` noise the halves are drawn: the top half of `log p + gumbel`. (Normalising p within its
+    cluster would change neither order.) Among equals the smaller position counts as the higher.
+
+    labels: balanced, in `[0, num_clusters)`; `num_clusters` may be traced.
+    Returns balanced labels in `[0, 2 * num_clusters)`.
+    """
+    value = jnp.clip(scores, -1.0, 1.0) + 1.0
+    if gumbel is not None:
+        value = jnp.log(value) + gumbel
+    position = jnp.broadcast_to(jnp.arange(labels.shape[-1], dtype=labels.dtype), labels.shape)
+    labels_in_order, _, position_in_order = jax.lax.sort(
+        (labels, -value, position), dimension=-1, num_keys=3
+    )
+    cluster_size = labels.shape[-1] // num_clusters
+    upper = position % cluster_size < cluster_size // 2
+    children_in_order = 2 * labels_in_order + upper.astype(labels.dtype)
+    _, children = jax.lax.sort((position_in_order, children_in_order), dimension=-1, num_keys=1)
+    return children

@@ -1,0 +1,116 @@
+"""Converts the authors' released PyTorch checkpoints to weights directories of this program.
+
+    python -m nvg_jax.interop.convert --config=configs/nvg_d16.py \
+        --tokenizer=vq.ckpt --generator=d16.ckpt --output=DIR
+
+Nothing that a checkpoint names is run or imported. The weights stay under their own licence.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+from absl import app, flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from nvg_jax.checkpoint import save_weights
+from nvg_jax.errors import UserError
+from nvg_jax.interop import released
+from nvg_jax.models.build import build_generator, build_tokenizer
+
+
+def convert(config: ConfigDict, tokenizer: str, generator: str, output: str) -> list[str]:
+    """Writes the weights of the given checkpoints to `output`/tokenizer and `output`/generator.
+
+    tokenizer, generator: paths of `.ckpt` files; an empty one is left out. With both, the canvas
+    scales are those that the generator was trained with; without it, the published ones.
+
+    Returns the flags with which other commands use the weights. UserError: there is nothing to
+    convert, a file cannot be read or does not fit the config, or a directory is there already.
+    """
+    if not tokenizer and not generator:
+        raise UserError("nothing to convert: give --tokenizer, --generator or both")
+    generator_tensors = load_state_dict(generator) if generator else {}
+    converted = {}
+    if tokenizer:
+        module = build_tokenizer(config)
+        scales = released.canvas_scales_of(generator_tensors) if generator else None
+        variables = released.tokenizer_variables(load_state_dict(tokenizer), module, scales)
+        converted["tokenizer"] = variables, module.architecture
+    if generator:
+        module = build_generator(config)
+        variables = released.generator_variables(generator_tensors, module)
+        converted["generator"] = variables, module.architecture
+    for name, (variables, architecture) in converted.items():
+        save_weights(epath.Path(output) / name, variables, architecture)
+    return [f"--config.{name}.checkpoint={epath.Path(output) / name}" for name in converted]
+
+
+def load_state_dict(path: str) -> dict[str, np.ndarray]:
+    """The tensors of a Lightning checkpoint's `state_dict`, in float32.
+
+    UserError: PyTorch is not installed, or the file is missing, damaged, no Lightning checkpoint,
+    or names what PyTorch's restricted unpickler refuses.
+    """
+    try:
+        import torch
+    except ImportError:
+        raise UserError(
+            "reading PyTorch checkpoints needs PyTorch: pip install -r requirements-convert.txt"
+        ) from None
+    try:
+        # Beside the weights Lightning keeps what a training needs to go on, in classes of its own
+        # and of the trained program. They are read as empty stand-ins.
+        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        with torch.serialization.safe_globals([(_NotRead, name) for name in unknown]):
+            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
+        refused = str(error).replace("\n", " ")
+        raise UserError(f"{path} is not a checkpoint that is safe to read: {refused}") from None
+    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state_dict, dict):
+        raise UserError(f"{path} is not a Lightning checkpoint: it holds no state_dict")
+    return {
+        name: tensor.detach().float().numpy()
+        for name, tensor in state_dict.items()
+        if isinstance(tensor, torch.Tensor)
+    }
+
+
+class _NotRead:
+    """Stands in for a class or function that a checkpoint names; swallows what it is given."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
+        return OrderedDict()  # The one type on which the restricted unpickler allows everything.
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    values = flags.FLAGS
+    try:
+        use = convert(values.config, values.tokenizer, values.generator, values.output)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    print(f"wrote the weights to {values.output}; use them with\n  {' '.join(use)}")
+
+
+def run() -> None:
+    config_flags.DEFINE_config_file("config", None, "The config that describes the models.")
+    flags.DEFINE_string("tokenizer", "", "Checkpoint of the released tokenizer.")
+    flags.DEFINE_string("generator", "", "Checkpoint of a released generator.")
+    flags.DEFINE_string("output", None, "Directory to write to.")
+    flags.mark_flags_as_required(["config", "output"])
+    app.run(main)
+
+
+if __name__ == "__main__":
+    run()

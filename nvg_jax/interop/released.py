@@ -1,0 +1,183 @@
+"""The authors' released PyTorch weights as variables of our modules: names and layouts, no PyTorch.
+
+A released `state_dict` is a flat dict of tensors: convolutions [out, in, height, width], linear layers
+[out, in], one entry per transformer block. Each table below turns the path of one of our parameters
+into the release's name of it; `{}` stands for the index along our leading axis, over which the
+release keeps separate tensors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Float
+
+from nvg_jax.errors import UserError
+from nvg_jax.models.generator import Generator
+from nvg_jax.models.tokenizer import Tokenizer
+
+Tensors = Mapping[str, np.ndarray]
+
+# 1 / std of the released tokenizer's canvases, before each stage and after the last.
+PUBLISHED_CANVAS_SCALES = np.array(
+    [1.0, 4.1993, 3.4706, 3.0520, 2.7430, 2.4842, 2.2407, 2.0088, 1.7954, 1.6080], np.float32
+)
+CANVAS_SCALES_NAME = "nvgformer.scale_factors"
+EMA_PREFIX = "ema_model."
+
+_TOKENIZER_ROOTS = ("encoder.", "decoder.", "quantize.")
+_TOKENIZER_NAMES = (
+    (r"/(down|up)(\d+)_block(\d+)/", r"/\1.\2.block.\3/"),
+    (r"/middle_block0/", "/mid.block_1/"),
+    (r"/middle_block1/", "/mid.block_2/"),
+    (r"/(down|up)(\d+)/", r"/\1.\2.\1sample.conv.conv/"),
+    (r"/skip/", "/nin_shortcut.conv/"),
+    (r"/(conv|norm)(\w+)/", r"/\1\2.\1/"),
+    (r"/(kernel|scale)$", "/weight"),
+    (r"^quantizer/codebook", "quantize.embedding.weight"),
+    (r"^quantizer/refiner_kernel", "quantize.quant_resi.{}.weight"),
+    (r"^quantizer/refiner_bias", "quantize.quant_resi.{}.bias"),
+)
+
+_GENERATOR_ROOTS = ("nvgformer.",)
+_GENERATOR_NAMES = (
+    (r"/(query|key)_norm/scale$", r"/norm.\1_norm.scale"),
+    (r"/(kernel|embedding)$", "/weight"),
+    (r"/blocks/modulation/", "/blocks/modulation.lin/"),
+    (r"head/modulation/", "head/adaLN_modulation.1/"),
+    (r"^content/start_canvas", "content_start_embed"),
+    (r"^content/canvas_embed", "content_embed"),
+    (r"^content/final_head", "x0_head"),
+    (r"^content/token_head", "cls_head.linear"),
+    (r"^structure/canvas_embed", "structure_content_cond_embed"),
+    (r"^structure/structure_embed", "structure_embed"),
+    (r"^structure/time_embed_(in|out)", r"structure_time_embed.\1_layer"),
+    (r"^structure/head", "structure_head"),
+    (r"^(content|structure)/(class|stage)_embed", r"\1_\2_embed"),
+    (r"^(content|structure)/stack/blocks", r"\1_blocks.{}"),
+    (r"^", "nvgformer."),
+)
+
+# Below the roots, but no part of our modules: the projection of the REPA loss and two buffers.
+_IGNORED = re.compile(r"(^|\.)(projector|rope_ids|scale_factors)(\.|$)")
+
+
+def tokenizer_variables(
+    state_dict: Tensors,
+    tokenizer: Tokenizer,
+    canvas_scales: Float[np.ndarray, "S"] | None = None,
+) -> dict[str, Any]:
+    """The variables of `tokenizer` (`params`, `stats`) from a released tokenizer's state_dict.
+
+    canvas_scales: as `canvas_scales_of` finds them in the generator trained on this tokenizer; by
+    default those published for the released one. UserError names every tensor that is missing, not
+    expected or of another shape.
+    """
+    side = tokenizer.image_size
+    shapes = _parameter_shapes(tokenizer, jnp.zeros((1, side, side, 3)))
+    params = _translate(state_dict, shapes, _TOKENIZER_ROOTS, _TOKENIZER_NAMES)
+    scales = PUBLISHED_CANVAS_SCALES if canvas_scales is None else canvas_scales
+    if len(scales) != tokenizer.last_stage + 2:
+        raise UserError(
+            f"{len(scales)} canvas scales do not fit the {tokenizer.last_stage + 2} canvases of "
+            "this tokenizer: convert it together with its generator, which holds them"
+        )
+    return {"params": params, "stats": {"quantizer": {"canvas_scales": scales.astype(np.float32)}}}
+
+
+def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, Any]:
+    """The variables of `generator` (`params`) from a released generator's state_dict.
+
+    UserError names every tensor that is missing, not expected or of another shape.
+    """
+    shapes = _parameter_shapes(generator, jnp.zeros((1,), jnp.int32))
+    return {"params": _translate(state_dict, shapes, _GENERATOR_ROOTS, _GENERATOR_NAMES)}
+
+
+def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
+    """The canvas scales of its tokenizer that a released generator holds; UserError if it does not."""
+    for name in (EMA_PREFIX + CANVAS_SCALES_NAME, CANVAS_SCALES_NAME):
+        if name in state_dict:
+            return np.asarray(state_dict[name], np.float32)
+    raise UserError(f"the generator's checkpoint has no tensor {CANVAS_SCALES_NAME}")
+
+
+def _parameter_shapes(module: nn.Module, example: jax.Array) -> dict[str, tuple[int, ...]]:
+    """Shape by path (`encoder/conv_in/kernel`) of every parameter of a module."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), example)
+    flat = traverse_util.flatten_dict(variables["params"], sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def _translate(
+    state_dict: Tensors,
+    shapes: Mapping[str, tuple[int, ...]],
+    roots: tuple[str, ...],
+    table: tuple[tuple[str, str], ...],
+) -> dict[str, Any]:
+    tensors = _averaged(state_dict, roots)
+    unexpected = {name for name in tensors if not _IGNORED.search(name)}
+    params, problems = {}, []
+    for path, shape in shapes.items():
+        name = _released_name(path, table)
+        stacked = "{}" in name
+        names = [name.format(index) for index in range(shape[0])] if stacked else [name]
+        unexpected.difference_update(names)
+        expected = _released_shape(path, shape[1:] if stacked else shape)
+        found = {name: tensors[name] for name in names if name in tensors}
+        problems += [f"{name} is missing" for name in names if name not in found]
+        problems += [
+            f"{name} is {list(tensor.shape)}, not {list(expected)}"
+            for name, tensor in found.items()
+            if tensor.shape != expected
+        ]
+        if not problems:
+            layers = [_input_before_output(tensor, path) for tensor in found.values()]
+            params[path] = np.stack(layers).reshape(shape).astype(np.float32)
+    problems += [f"{name} is not expected" for name in sorted(unexpected)]
+    if problems:
+        raise UserError(
+            f"the checkpoint does not fit the config's model: {'; '.join(problems)}. Choose the "
+            "config that describes the checkpoint"
+        )
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def _averaged(state_dict: Tensors, roots: tuple[str, ...]) -> Tensors:
+    """The tensors below the roots: their moving averages if the checkpoint has these."""
+    averaged = {
+        name.removeprefix(EMA_PREFIX): tensor
+        for name, tensor in state_dict.items()
+        if name.startswith(tuple(EMA_PREFIX + root for root in roots))
+    }
+    return averaged or {
+        name: tensor for name, tensor in state_dict.items() if name.startswith(roots)
+    }
+
+
+def _released_name(path: str, table: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in table:
+        path = re.sub(pattern, replacement, path)
+    return path.replace("/", ".")
+
+
+def _released_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path.endswith("kernel"):
+        return shape[-1], shape[-2], *shape[:-2]
+    if path.endswith("start_canvas"):
+        return 1, *shape
+    return shape
+
+
+def _input_before_output(tensor: np.ndarray, path: str) -> np.ndarray:
+    """Kernels from [out, in, height, width] or [out, in] to our axes, the channels last."""
+    if path.endswith("kernel"):
+        return tensor.transpose(*range(2, tensor.ndim), 1, 0)
+    return tensor

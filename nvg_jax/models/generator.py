@@ -1,0 +1,123 @@
+"""The generator: content and structure model side by side, as they are trained and sampled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nvg_jax import granularity
+from nvg_jax.models.content import ContentModel
+from nvg_jax.models.structure import StructureModel
+
+
+class Generator(nn.Module):
+    """Both models with the same number of blocks, over the positions and codes of one tokenizer.
+
+    The paper's model of depth d has content width 64 d with d heads, and structure width 32 d with
+    d / 2 heads. `num_classes` is also the class id of "no class".
+    """
+
+    depth: int
+    content_width: int
+    content_heads: int
+    structure_width: int
+    structure_heads: int
+    grid: tuple[int, int]
+    latent_channels: int
+    vocab_size: int
+    num_classes: int
+    drop_path: float = 0.0
+    remat: bool = False
+    dtype: Any = jnp.float32
+
+    @property
+    def num_positions(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def last_stage(self) -> int:
+        return granularity.last_stage(self.num_positions)
+
+    @property
+    def architecture(self) -> str:
+        """What a checkpoint has to agree with, in one line."""
+        return (
+            f"generator(depth {self.depth}, content {self.content_width} x {self.content_heads} "
+            f"heads, structure {self.structure_width} x {self.structure_heads} heads, "
+            f"{self.num_positions} positions x {self.latent_channels}, codebook {self.vocab_size}, "
+            f"{self.num_classes} classes)"
+        )
+
+    def setup(self) -> None:
+        self.content = ContentModel(
+            depth=self.depth,
+            width=self.content_width,
+            num_heads=self.content_heads,
+            grid=self.grid,
+            latent_channels=self.latent_channels,
+            vocab_size=self.vocab_size,
+            num_classes=self.num_classes,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+        self.structure = StructureModel(
+            depth=self.depth,
+            width=self.structure_width,
+            num_heads=self.structure_heads,
+            grid=self.grid,
+            num_classes=self.num_classes,
+            drop_path=self.drop_path,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+    def __call__(self, class_id: Int[Array, "B"]) -> None:
+        """Runs every part once on zeros, which is all that initialisation needs."""
+        batch, length = class_id.shape[0], self.num_positions
+        canvas = jnp.zeros((batch, length, self.latent_channels))
+        structure = jnp.zeros((batch, length), jnp.int32)
+        stage = jnp.zeros((batch,), jnp.int32)
+        scales = jnp.ones((self.last_stage + 2,))
+        final_canvas = self.predict_canvas(canvas, structure, stage, class_id, scales)
+        self.token_logits(final_canvas, canvas, structure, 1)
+        noisy = jnp.zeros((batch, length, self.last_stage))
+        self.velocity(noisy, canvas, structure, stage, jnp.zeros((batch,)), class_id)
+
+    def predict_canvas(
+        self,
+        canvas: Float[Array, "B L C"],
+        structure: Int[Array, "B L"],
+        stage: Int[Array, "B"],
+        class_id: Int[Array, "B"],
+        canvas_scales: Float[Array, "S"],
+        deterministic: bool = True,
+    ) -> Float[Array, "B L C"]:
+        """As `ContentModel.__call__`."""
+        return self.content(canvas, structure, stage, class_id, canvas_scales, deterministic)
+
+    def token_logits(
+        self,
+        final_canvas: Float[Array, "B L C"],
+        canvas: Float[Array, "B L C"],
+        labels: Int[Array, "B L"],
+        num_clusters: int,
+    ) -> Float[Array, "B N V"]:
+        """As `ContentModel.logits`."""
+        return self.content.logits(final_canvas, canvas, labels, num_clusters)
+
+    def velocity(
+        self,
+        noisy: Float[Array, "B L K"],
+        canvas: Float[Array, "B L C"],
+        structure: Int[Array, "B L"],
+        stage: Int[Array, "B"],
+        time: Float[Array, "B"],
+        class_id: Int[Array, "B"],
+        deterministic: bool = True,
+    ) -> Float[Array, "B L K"]:
+        """As `StructureModel.__call__`."""
+        return self.structure(noisy, canvas, structure, stage, time, class_id, deterministic)

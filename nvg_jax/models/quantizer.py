@@ -1,0 +1,148 @@
+"""Multi-granularity residual quantization (paper, Sec. 3.2). Everything here is float32."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from nvg_jax import granularity
+from nvg_jax.granularity import GranularitySequence
+
+
+class Quantized(NamedTuple):
+    """What quantizing a batch of latents gives.
+
+    tokens: the contents of all stages as a heap.
+    latent: the quantized latent, with the straight-through gradient to the encoder.
+    canvases: what has been painted before each stage, and after the last: `canvases[:, 0]` is zero and
+        `canvases[:, K + 1]` the quantized latent.
+    loss: commitment and codebook loss, mean over stages.
+    """
+
+    tokens: Int[Array, "B M"]
+    latent: Float[Array, "B L C"]
+    canvases: Float[Array, "B S L C"]
+    loss: Float[Array, ""]
+
+
+class Quantizer(nn.Module):
+    """A codebook shared by all stages and one refiner a stage, `phi_k(h) = h + conv3x3_k(h) / 2`.
+
+    The collection `stats` holds `canvas_scales [K + 2]`, 1 / std of each canvas, which the generator
+    needs to see canvases of unit variance: ones until they are measured on data. The zero canvas
+    before stage 0 has scale 1.
+    """
+
+    vocab_size: int
+    channels: int
+    grid: tuple[int, int]
+
+    def setup(self) -> None:
+        stages = self.last_stage + 1
+        self.codebook = self.param(
+            "codebook",
+            nn.initializers.variance_scaling(1.0, "fan_out", "uniform"),
+            (self.vocab_size, self.channels),
+        )
+        kernel_init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform", batch_axis=0)
+        self.refiner_kernel = self.param(
+            "refiner_kernel", kernel_init, (stages, 3, 3, self.channels, self.channels)
+        )
+        self.refiner_bias = self.param(
+            "refiner_bias", nn.initializers.zeros, (stages, self.channels)
+        )
+        self.canvas_scales = self.variable("stats", "canvas_scales", jnp.ones, (stages + 1,))
+
+    @property
+    def last_stage(self) -> int:
+        return granularity.last_stage(self.grid[0] * self.grid[1])
+
+    def refine(
+        self, painted: Float[Array, "B L C"], stage: int | Int[Array, ""]
+    ) -> Float[Array, "B L C"]:
+        """`phi_stage` on the grid of positions; `stage` may be traced."""
+        image = painted.reshape(-1, *self.grid, self.channels)
+        convolved = jax.lax.conv_general_dilated(
+            image,
+            self.refiner_kernel[stage],
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=jax.lax.Precision.HIGHEST,
+        )
+        refined = image + 0.5 * (convolved + self.refiner_bias[stage])
+        return refined.reshape(painted.shape)
+
+    def brush(
+        self,
+        tokens: Int[Array, "B N"],
+        labels: Int[Array, "B L"],
+        stage: int | Int[Array, ""],
+    ) -> Float[Array, "B L C"]:
+        """What a stage with these tokens and labels adds to the canvas; `stage` may be traced."""
+        return self.refine(granularity.paint(self.codebook[tokens], labels), stage)
+
+    def canvases(self, sequence: GranularitySequence) -> Float[Array, "B S L C"]:
+        """The canvases before each stage and after the last one, from a finished sequence."""
+        batch, length = sequence.structure.shape
+        canvas = jnp.zeros((batch, length, self.channels))
+        canvases = [canvas]
+        for stage in range(self.last_stage + 1):
+            labels = granularity.labels_at(sequence.structure, stage)
+            tokens = granularity.stage_tokens(sequence.tokens, stage)
+            canvas = canvas + self.brush(tokens, labels, stage)
+            canvases.append(canvas)
+        return jnp.stack(canvases, axis=1)
+
+    def __call__(
+        self,
+        latent: Float[Array, "B L C"],
+        structure: Int[Array, "B L"],
+        warm_up: bool = False,
+    ) -> Quantized:
+        """Quantizes the residual stage by stage.
+
+        warm_up: the vectors of a stage are `onehot + softmax - sg(softmax)` of the codes' negative
+        distances times the codebook, so that every code gets a gradient (index back-propagation).
+        """
+        canvas = jnp.zeros_like(latent)
+        tokens, canvases, loss = [], [canvas], 0.0
+        for stage in range(self.last_stage + 1):
+            labels = granularity.labels_at(structure, stage)
+            mean = granularity.cluster_mean(latent - canvas, labels, 2**stage)
+            distance = self._squared_distance(mean)
+            code = jnp.argmin(distance, axis=-1)
+            if warm_up:
+                soft = nn.softmax(-distance, axis=-1)
+                hard = jax.nn.one_hot(code, self.vocab_size)
+                vectors = _matmul(hard + soft - jax.lax.stop_gradient(soft), self.codebook)
+                painted = self.refine(granularity.paint(vectors, labels), stage)
+            else:
+                painted = self.brush(code, labels, stage)
+            canvas = canvas + painted
+            commitment = jnp.mean((jax.lax.stop_gradient(canvas) - latent) ** 2)
+            codebook = jnp.mean((canvas - jax.lax.stop_gradient(latent)) ** 2)
+            loss += 0.25 * commitment + codebook
+            tokens.append(code.astype(jnp.int32))
+            canvases.append(canvas)
+        return Quantized(
+            tokens=jnp.concatenate(tokens, axis=1),
+            latent=latent + jax.lax.stop_gradient(canvas - latent),
+            canvases=jnp.stack(canvases, axis=1),
+            loss=loss / (self.last_stage + 1),
+        )
+
+    def _squared_distance(self, vectors: Float[Array, "B N C"]) -> Float[Array, "B N V"]:
+        return (
+            jnp.sum(vectors**2, -1, keepdims=True)
+            - 2 * _matmul(vectors, self.codebook.T)
+            + jnp.sum(self.codebook**2, -1)
+        )
+
+
+def _matmul(a: Float[Array, "... M N"], b: Float[Array, "N O"]) -> Float[Array, "... M O"]:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,187 @@
+"""The modulated parallel transformer block, its stack, and structure-aware RoPE (paper, Sec. 3.3)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from jaxtyping import Array, Float
+
+ROPE_THETA = 10_000.0
+xavier = nn.initializers.xavier_uniform()
+embedding_init = nn.initializers.normal(0.02)
+
+
+def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
+    """A linear layer with the initialisation that both generators use."""
+    return nn.Dense(features, dtype=dtype, kernel_init=xavier, name=name)
+
+
+def embed(num_embeddings: int, features: int, name: str | None = None) -> nn.Embed:
+    """A float32 embedding table with the initialisation that both generators use."""
+    return nn.Embed(num_embeddings, features, embedding_init=embedding_init, name=name)
+
+
+def rope_axis_dims(head_width: int, num_bits: int) -> tuple[int, ...]:
+    """How a head's dims are shared out: role, one pair per structure channel, row, column.
+
+    Rows and columns get the largest even share that leaves the role at least 8 dims: 20 each for a
+    head of width 64 and 8 structure channels.
+    """
+    spatial = 2 * ((head_width - 8 - 2 * num_bits) // 4)
+    role = head_width - 2 * num_bits - 2 * spatial
+    if spatial < 2:
+        raise ValueError(f"a head of width {head_width} has no room for {num_bits} structure axes")
+    return (role, *[2] * num_bits, spatial, spatial)
+
+
+def rope_ids(
+    structure_embedding: Float[Array, "B L K"], grid: tuple[int, int], role: int = 0
+) -> Float[Array, "B L A"]:
+    """The ids of a group of tokens on the axes: role, structure channels, row, column.
+
+    grid: rows and columns of the L positions.
+    """
+    batch, length, _ = structure_embedding.shape
+    row, column = jnp.divmod(jnp.arange(length), grid[1])
+    place = jnp.stack([row, column], axis=-1).astype(jnp.float32)
+    return jnp.concatenate(
+        [
+            jnp.full((batch, length, 1), float(role)),
+            structure_embedding,
+            jnp.broadcast_to(place, (batch, length, 2)),
+        ],
+        axis=-1,
+    )
+
+
+def with_class_token(ids: Float[Array, "B T A"]) -> Float[Array, "B T1 A"]:
+    """Puts the class token before the others: its id is 1 on every axis."""
+    return jnp.concatenate([jnp.ones_like(ids[:, :1]), ids], axis=1)
+
+
+def rope_angles(ids: Float[Array, "B T A"], head_width: int) -> Float[Array, "B T P"]:
+    """The rotation of each of the head's pairs: id times the pair's frequency."""
+    axis_dims = rope_axis_dims(head_width, ids.shape[-1] - 3)
+    angles = []
+    for axis, dims in enumerate(axis_dims):
+        frequency = ROPE_THETA ** -(jnp.arange(0, dims, 2) / dims)
+        angles.append(ids[..., axis : axis + 1] * frequency)
+    return jnp.concatenate(angles, axis=-1)
+
+
+def rotate(x: Float[Array, "B T H E"], angles: Float[Array, "B T P"]) -> Float[Array, "B T H E"]:
+    """Rotates interleaved pairs (2i, 2i + 1) of each head, in float32."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
+    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and MLP in parallel, shifted, scaled and gated by one vector per sample."""
+
+    num_heads: int
+    deterministic: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        drop_path: Float[Array, ""],
+        vector: Float[Array, "B D"],
+        angles: Float[Array, "B T P"],
+    ) -> tuple[Float[Array, "B T D"], None]:
+        width = x.shape[-1]
+        modulation = dense(3 * width, self.dtype, "modulation")(nn.silu(vector))[:, None]
+        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+        h = (1 + scale) * _layer_norm(x, self.dtype) + shift
+        qkv_and_mlp = dense(7 * width, self.dtype, "linear1")(h)
+        qkv, mlp = jnp.split(qkv_and_mlp, [3 * width], axis=-1)
+        q, k, v = rearrange(qkv, "b t (n h e) -> n b t h e", n=3, h=self.num_heads)
+        q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), angles).astype(self.dtype)
+        k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), angles).astype(self.dtype)
+        attended = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h e -> b t (h e)")
+        update = dense(width, self.dtype, "linear2")(
+            jnp.concatenate([attended, nn.gelu(mlp, approximate=True)], axis=-1)
+        )
+        if not self.deterministic:
+            update *= self._survival(drop_path, x.shape[0])
+        return x + gate * update, None
+
+    def _survival(self, drop_path: Float[Array, ""], batch: int) -> Float[Array, "B 1 1"]:
+        """Stochastic depth: the samples that keep this block, scaled to keep the expectation."""
+        keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop_path, (batch, 1, 1))
+        return (keep / (1 - drop_path)).astype(self.dtype)
+
+
+class Stack(nn.Module):
+    """Blocks stacked by `nn.scan`, so that compile time does not grow with depth.
+
+    Parameters carry a leading axis of length `depth`. Drop path rises linearly from 0 in the first
+    block to `drop_path` in the last. `remat` recomputes each block in the backward pass.
+    """
+
+    depth: int
+    num_heads: int
+    drop_path: float
+    remat: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        vector: Float[Array, "B D"],
+        ids: Float[Array, "B T A"],
+        deterministic: bool,
+    ) -> Float[Array, "B T D"]:
+        block = Block
+        if self.remat:
+            block = nn.remat(Block, prevent_cse=False)
+        blocks = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.depth,
+        )
+        rates = jnp.linspace(0.0, self.drop_path, self.depth)
+        angles = rope_angles(ids, x.shape[-1] // self.num_heads)
+        x, _ = blocks(self.num_heads, deterministic, self.dtype, name="blocks")(
+            x, rates, vector, angles
+        )
+        return x
+
+
+class Head(nn.Module):
+    """The final layer: a modulated LayerNorm and a linear layer with float32 output."""
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B T D"], vector: Float[Array, "B D"]
+    ) -> Float[Array, "B T F"]:
+        modulation = dense(2 * x.shape[-1], self.dtype, "modulation")(nn.silu(vector))[:, None]
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        h = (1 + scale) * _layer_norm(x, self.dtype) + shift
+        return dense(self.features, jnp.float32, "linear")(h)
+
+
+def _layer_norm(x: Float[Array, "B T D"], dtype: Any) -> Float[Array, "B T D"]:
+    norm = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.float32)
+    return norm(x).astype(dtype)
+
+
+def time_features(time: Float[Array, "B"], num_features: int = 64) -> Float[Array, "B F"]:
+    """Sinusoidal features of 1000 t, cosines first."""
+    half = num_features // 2
+    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+    angle = 1000.0 * time[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -1,0 +1,120 @@
+"""What a user sees of training: lines on the terminal, and summaries for TensorBoard."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from clu import metric_writers
+
+from nvg_jax import visualize
+from nvg_jax.evaluation.reconstruction import codebook_usage_by_stage
+
+log = logging.getLogger(__name__)
+Metrics = dict[str, Any]
+
+
+class Report:
+    """Gathers the metrics of steps on the devices, and writes their summary now and then.
+
+    A metric is a scalar, one value a stage (`*_by_stage`), or `token_counts [K + 1, V]`.
+    """
+
+    def __init__(self, name: str, directory: str, num_steps: int, batch_size: int, start: int):
+        self._name = name
+        self._num_steps = num_steps
+        self._batch_size = batch_size
+        self._directory = directory
+        self._is_writer = jax.process_index() == 0
+        if self._is_writer:
+            self._writer = metric_writers.SummaryWriter(directory)
+        self._steps: list[Metrics] = []
+        self._skipped = 0
+        self._last = (start, time.monotonic())
+
+    def add(self, metrics: Metrics, skipped: int) -> None:
+        """Keeps a step's metrics without waiting for them; `skipped`: images passed over."""
+        self._steps.append(metrics)
+        self._skipped += skipped
+
+    def write(self, step: int, learning_rate: float) -> None:
+        """Summarises the steps since the last call and forgets them."""
+        if not self._steps:
+            return
+        summary = _summarise(jax.device_get(self._steps))
+        self._steps = []
+        now, (last_step, last_time) = time.monotonic(), self._last
+        seconds_per_step = (now - last_time) / (step - last_step)
+        self._last = (step, now)
+        summary["learning_rate"] = learning_rate
+        summary["images_per_second"] = self._batch_size / seconds_per_step
+        summary["skipped_images"] = self._skipped
+        if not self._is_writer:
+            return
+        seconds_left = seconds_per_step * (self._num_steps - step)
+        log.info(_line(self._name, step, self._num_steps, summary, seconds_left))
+        for line in _stage_lines(summary):
+            log.info(line)
+        self._writer.write_scalars(step, dict(_flatten(summary)))
+
+    def restart_clock(self, step: int) -> None:
+        """Leaves what happened since the last summary out of the next one's speed."""
+        self._last = (step, time.monotonic())
+
+    def write_pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
+        """Writes pictures to TensorBoard and as PNG files."""
+        if not self._is_writer:
+            return
+        for name, picture in pictures.items():
+            visualize.save_png(f"{self._directory}/pictures/{name}_{step:08d}.png", picture)
+        self._writer.write_images(step, {name: image[None] for name, image in pictures.items()})
+
+    def close(self) -> None:
+        if self._is_writer:
+            self._writer.close()
+
+
+def _summarise(steps: list[Metrics]) -> Metrics:
+    summary = {
+        name: np.mean([metrics[name] for metrics in steps], axis=0)
+        for name in steps[0]
+        if name != "token_counts"
+    }
+    counts = np.sum([metrics["token_counts"] for metrics in steps], axis=0)
+    usage, overall = codebook_usage_by_stage(counts)
+    return {**summary, "codebook_usage": overall, "codebook_usage_by_stage": usage}
+
+
+def _flatten(summary: Metrics):
+    for name, value in summary.items():
+        if np.ndim(value) == 0:
+            yield name, float(value)
+        else:
+            group = name.removesuffix("_by_stage")
+            yield from ((f"{group}_by_stage/{k}", float(v)) for k, v in enumerate(value))
+
+
+def _line(name: str, step: int, num_steps: int, summary: Metrics, seconds_left: float) -> str:
+    left = time.strftime("%H:%M:%S", time.gmtime(seconds_left))
+    if seconds_left >= 86_400:
+        left = f"{seconds_left // 86_400:.0f}d {left}"
+    shown = ["loss", "l1", "quantization", "final", "content", "structure"]
+    terms = "  ".join(f"{term} {summary[term]:.4f}" for term in shown if term in summary)
+    skipped = f"  skipped {summary['skipped_images']}" if summary["skipped_images"] else ""
+    return (
+        f"{name} {step}/{num_steps}  {terms}  codebook {summary['codebook_usage']:.0%}  "
+        f"{summary['images_per_second']:.0f} images/s{skipped}  {left} left"
+    )
+
+
+def _stage_lines(summary: Metrics) -> list[str]:
+    lines = []
+    for name, value in summary.items():
+        if name.endswith("_by_stage"):
+            form = "{:6.0%}" if "usage" in name else "{:6.3f}"
+            columns = " ".join(form.format(v) for v in value)
+            lines.append(f"    {name.removesuffix('_by_stage').replace('_', ' '):>15} by stage {columns}")
+    return lines
