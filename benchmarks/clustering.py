@@ -86,10 +86,11 @@ def compare(name: str, latent: Float[Array, "B L C"]) -> None:
             for _ in range(_REPEATS.value)
         ]
     )
+    print(f"{name}: equal labels")
     for statistic, (fast, slow) in {"best": times.min(0), "median": np.median(times, 0)}.items():
         print(
-            f"{name:>6} {statistic:>6}: rounds {len(latent) / fast:7.0f} images/s, "
-            f"sequential {len(latent) / slow:7.0f} images/s, ratio {slow / fast:.2f}"
+            f"  {statistic:>6}: rounds {len(latent) / fast:7.1f} images/s, "
+            f"sequential {len(latent) / slow:7.1f} images/s, ratio {slow / fast:.2f}"
         )
 
 
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unknown arguments: {' '.join(argv[1:])}")
     print(
         f"{_BATCH.value} images of {_POSITIONS.value} positions and {_CHANNELS.value} channels "
-        f"on {jax.devices()[0].device_kind}; labels equal"
+        f"on {jax.devices()[0].device_kind}"
     )
     compare("random", jnp.asarray(random_latent()))
     compare("smooth", jnp.asarray(smooth_latent()))

@@ -25,8 +25,7 @@ def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
     as the largest finite one, so the result is a valid structure for every latent.
 
     With a mesh set (`jax.set_mesh`) every device clusters the images of its own shard, split over
-    those of BATCH_AXES that the mesh has, and waits for no other; B has to be a multiple of the
-    number of shards.
+    those of BATCH_AXES that the mesh has, and waits for no other.
 
     Returns:
       int32 leaf labels s_K, a permutation of 0..L-1 for each image. The labels of stage k are
@@ -35,6 +34,7 @@ def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
 
     Raises:
       UserError: L is not a power of two.
+      ValueError: with a mesh set, B is not a multiple of the number of shards.
     """
     granularity.last_stage(latent.shape[1])
     latent = jax.lax.stop_gradient(latent)

@@ -37,8 +37,22 @@ def main(argv: list[str]) -> None:
         logging.getLogger(__name__).info("%s", stopped)
 
 
-def run() -> None:
-    """Parses the flags and runs the job."""
+def parse_flags(argv: list[str]) -> list[str]:
+    """Reads the flags and the config file; a mistake in them ends the program with one line."""
+    try:
+        arguments = flags.FLAGS(argv)
+        flags.FLAGS["config"].value  # noqa: B018  The file is read on first use.
+    except flags.Error as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyError as error:
+        sys.exit(f"error: unknown config key {' '.join(error.args[0].split())}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: no config file {error.filename}")
+    return arguments
+
+
+def show_progress() -> None:
+    """Puts the package's messages on the terminal, and of others' only the warnings."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     logger = logging.getLogger("nvg_jax")
@@ -46,8 +60,8 @@ def run() -> None:
     logger.setLevel(logging.INFO)
     logger.propagate = False
     absl_logging.set_verbosity(absl_logging.WARNING)
-    app.run(main)
 
 
 if __name__ == "__main__":
-    run()
+    show_progress()
+    app.run(main, flags_parser=parse_flags)

@@ -5,7 +5,6 @@ Every function but `save_png` is pure; a picture is a uint8 array [height, width
 
 import io
 import math
-from typing import NamedTuple
 
 import numpy as np
 from einops import rearrange, repeat
@@ -13,9 +12,11 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from nvg_jax import granularity
+
 Picture = UInt8[np.ndarray, "height width 3"]
 
-_MIN_CELL = 64  # pixels: smaller images are magnified to at least this width
+_GRID_CELL, _STRIP_CELL = 64, 96  # pixels: smaller images are magnified to at least this width
 _BACKGROUND = 255
 _TEXT_COLOUR = (70, 70, 70)
 
@@ -24,11 +25,6 @@ def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[np.ndarray, "
     """Values in [-1, 1] (clipped) to the nearest of 0..255: the inverse of `x / 127.5 - 1`."""
     values = (np.asarray(images, np.float32) + 1) * 127.5
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-
-def magnification(width: int) -> int:
-    """The smallest integer factor that makes a cell of this width at least 64 pixels wide."""
-    return math.ceil(_MIN_CELL / width)
 
 
 def grid(
@@ -40,9 +36,9 @@ def grid(
     """Images in raster order on white, `padding` pixels around each.
 
     `columns` defaults to the most square grid, `scale` (integer, nearest neighbour, so that every
-    pixel the model drew stays visible) to `magnification(W)`.
+    pixel the model drew stays visible) to the smallest that makes an image 64 pixels wide.
     """
-    scale = magnification(images.shape[2]) if scale is None else scale
+    scale = math.ceil(_GRID_CELL / images.shape[2]) if scale is None else scale
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     empty = -len(images) % columns
     images = repeat(images, "n h w c -> n (h p) (w q) c", p=scale, q=scale)
@@ -63,10 +59,71 @@ def structure_picture(labels: Int[np.ndarray, "h w"], stage: int) -> UInt8[np.nd
     return _stage_colours(stage)[labels]
 
 
+def strips(
+    canvases: UInt8[np.ndarray, "N stages H W 3"],
+    structure: Int[np.ndarray, "N L"],
+    latent_shape: tuple[int, int],
+    originals: UInt8[np.ndarray, "N H W 3"] | None = None,
+) -> Picture:
+    """Images from coarse to fine, one below the other, with a column for every stage.
+
+    Args:
+      canvases: the decoded canvas after each stage, stages in order from 0.
+      structure: each position's leaf, as in a `GranularitySequence`; each stage's map stands below
+        its canvas, at the canvas's size.
+      latent_shape: (h, w) of the positions in raster order, h * w = L.
+      originals: the images that were reconstructed, for a last column, set off by a gap.
+    """
+    count, stages, height, width, _ = canvases.shape
+    last_stage = granularity.last_stage(structure.shape[1])
+    scale = math.ceil(_STRIP_CELL / width)
+    height, width = height * scale, width * scale
+    gap = max(2, width // 32)
+    font = ImageFont.load_default(size=width // 8)
+    caption_height = 3 * int(font.size)
+    columns = [gap + stage * (width + gap) for stage in range(stages + 1)]
+    columns[-1] += 3 * gap  # the column of the originals
+    rows = [caption_height + image * (2 * height + 5 * gap) for image in range(count)]
+    right = columns[stages - 1] if originals is None else columns[-1]
+    size = (right + width + gap, rows[-1] + 2 * height + 2 * gap)
+
+    picture = Image.new("RGB", size, (_BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(picture)
+
+    def caption(column: int, text: str) -> None:
+        place = (columns[column] + width / 2, caption_height / 2)
+        draw.text(place, text, _TEXT_COLOUR, font, anchor="mm", align="center", spacing=2)
+
+    def paste(pixels: np.ndarray, column: int, top: int) -> None:
+        cell = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+        picture.paste(cell, (columns[column], top))
+
+    for stage in range(stages):
+        caption(stage, f"stage {stage}\n{2**stage} token{'s' if stage else ''}")
+        for image, top in enumerate(rows):
+            labels = structure[image].reshape(latent_shape) >> (last_stage - stage)
+            paste(canvases[image, stage], stage, top)
+            paste(structure_picture(labels, stage), stage, top + height + gap)
+    if originals is not None:
+        caption(stages, "original")
+        for image, top in enumerate(rows):
+            paste(originals[image], stages, top)
+    return np.asarray(picture)
+
+
+def save_png(path: epath.PathLike, picture: Picture) -> None:
+    """Writes a picture, also to a bucket (gs://...); makes the folder where there is none."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG")
+    path.write_bytes(encoded.getvalue())
+
+
 def _stage_colours(stage: int) -> UInt8[np.ndarray, "N 3"]:
     clusters = np.arange(2**stage)
-    hue, lightness = np.full(2**stage, 0.9), np.full(2**stage, 0.72)
-    hue_step, lightness_step = np.pi / 2, 0.11
+    hue, lightness = np.full(2**stage, np.radians(150)), np.full(2**stage, 0.72)
+    hue_step, lightness_step = np.pi / 2, 0.08
     for split in range(1, stage + 1):
         side = 2 * (clusters >> (stage - split) & 1) - 1
         if split <= 3 or split % 2:

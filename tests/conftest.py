@@ -1,6 +1,7 @@
 """Small models with the reference weights, next to the reference arrays they have to reproduce."""
 
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -9,12 +10,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from einops import rearrange
+from hypothesis import settings
+from ml_collections import ConfigDict
 
+from configs import nvg_digits
 from nvg_jax import clustering
 from nvg_jax.interop import released
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.quantizer import Quantized
 from nvg_jax.models.tokenizer import Tokenizer
+
+# The first example of a shape is compiled, which no deadline allows for.
+settings.register_profile("compiled", deadline=None, max_examples=50)
+settings.load_profile("compiled")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 _STATE_DICT = "state_dict."
@@ -57,6 +65,20 @@ def _tokenizer(image_size: int) -> Tokenizer:
         latent_channels=32,
         vocab_size=64,
     )
+
+
+@pytest.fixture(scope="session")
+def random_variables() -> Callable[..., Any]:
+    """Variables of a module from small normal numbers: compiling `init` takes seconds."""
+
+    def fill(module: nn.Module, *example: Any) -> Any:
+        rng = np.random.default_rng(0)
+        shapes = jax.eval_shape(lambda key: module.init(key, *example), jax.random.key(0))
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
+        )
+
+    return fill
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +125,49 @@ def golden_generator_tokenizer(golden_tokenizer, golden_generator) -> Golden:
 @pytest.fixture(scope="session")
 def golden_sequences(golden_generator_tokenizer) -> Sequences:
     tokenizer, variables, _, arrays = golden_generator_tokenizer
+
+    @jax.jit
+    def quantize(latent):
+        structure = clustering.cluster(latent)
+        quantized = tokenizer.apply(
+            variables, latent, structure, method=lambda module, *args: module.quantizer(*args)
+        )
+        return structure, quantized
+
     latent = jnp.asarray(rearrange(arrays["latent"], "b c h w -> b (h w) c"), jnp.float32)
-    structure = clustering.cluster(latent)
-    quantized = tokenizer.apply(
-        variables, latent, structure, method=lambda module, *args: module.quantizer(*args)
-    )
-    return Sequences(structure, quantized, jnp.asarray(arrays["class_label"], jnp.int32))
+    return Sequences(*quantize(latent), jnp.asarray(arrays["class_label"], jnp.int32))
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory) -> str:
+    """A folder in which the digits are prepared."""
+    from nvg_jax.data.prepare import prepare  # Imports TensorFlow, which few tests need.
+
+    directory = str(tmp_path_factory.mktemp("datasets"))
+    prepare("digits", directory)
+    return directory
+
+
+@pytest.fixture
+def tiny_config(digits_dir) -> ConfigDict:
+    """The digits config with models and trainings so small that a job takes seconds."""
+    config = nvg_digits.get_config()
+    config.data.data_dir = digits_dir
+    config.data.image_size = 8
+    model = config.tokenizer.model
+    model.multipliers, model.latent_channels, model.vocab_size = (1, 1), 4, 16
+    config.tokenizer.scale_batches = 2
+    model = config.generator.model
+    model.depth, model.content_width, model.structure_width = 1, 32, 32
+    model.content_heads = 1
+    for training in (config.tokenizer.training, config.generator.training):
+        training.batch_size = 64
+        training.epochs = 6 / 22  # Steps of an epoch of 1,437 images.
+        training.log_every = 2
+        training.checkpoint_every = 2
+        training.image_every = 4
+    config.sampling.num_samples = 20
+    config.sampling.batch_size = 10
+    config.sampling.flow_steps = 2
+    config.evaluation.num_samples = 20
+    return config

@@ -4,6 +4,7 @@ What is read stands in `config.data`, an `ml_collections.ConfigDict` with the fi
   dataset       TFDS name: 'digits', 'imagenet2012', 'name/config:version', ...
   data_dir      where it was prepared; '' for TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets)
   train_split   e.g. 'train' or 'train[:90%]'
+  num_classes   how many classes the model can tell apart
   image_size    side of the square crop in pixels
   resize_ratio  the shorter side is resized to this many times `image_size` before the crop
   num_workers   worker processes that decode and crop; 0 does it in a thread of this process
@@ -15,6 +16,7 @@ seed and nothing else: not on the number of workers, nor on that of processes.
 
 import dataclasses
 import io
+import logging
 import math
 import multiprocessing
 import os
@@ -26,7 +28,7 @@ from collections.abc import Callable, Iterator
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags, logging
+from absl import flags
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
@@ -34,6 +36,8 @@ from PIL import Image
 
 from nvg_jax.data import digits  # noqa: F401  Its import registers the dataset with TFDS.
 from nvg_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # What Pillow raises for damaged files of the formats it reads.
 _DECODING_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
@@ -236,9 +240,9 @@ class _Examples:
         try:
             image, label = self._read(index)
         except UserError as error:
-            logging.warning("skipped: %s", error)
+            log.warning("skipped: %s", error)
             return {"image": self._black(), "label": 0, "skipped": 1}
-        left, top = (rng.integers(side - self.image_size, endpoint=True) for side in image.size)
+        left, top = (int(rng.integers(side - self.image_size + 1)) for side in image.size)
         return {"image": self._crop(image, left, top), "label": label, "skipped": 0}
 
     def evaluation_example(self, index: int) -> dict:
@@ -289,6 +293,11 @@ def _open(config: ConfigDict, split: str) -> _Examples:
             f"dataset {config.dataset} is no set of labelled images: it needs the features "
             f"'image' (uint8) and 'label' (a class) and has {', '.join(features)}"
         )
+    if label.num_classes > config.num_classes:
+        raise UserError(
+            f"dataset {config.dataset} has {label.num_classes} classes: set "
+            f"config.data.num_classes, which is {config.num_classes}, to that"
+        )
     try:
         source = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -300,7 +309,7 @@ def _open(config: ConfigDict, split: str) -> _Examples:
         ) from error
     shorter_side = round(config.resize_ratio * config.image_size)
     if shorter_side < config.image_size:
-        raise UserError(f"data.resize_ratio is {config.resize_ratio}, but must be at least 1")
+        raise UserError(f"config.data.resize_ratio is {config.resize_ratio}: it must be at least 1")
     # Other features (boxes, masks) would be decoded for nothing.
     used = {name: features[name] for name in ("image", "label", "file_name") if name in features}
     return _Examples(

@@ -6,8 +6,6 @@
 Nothing that a checkpoint names is run or imported. The weights stay under their own licence.
 """
 
-from __future__ import annotations
-
 import pickle
 import sys
 from collections import OrderedDict
@@ -70,7 +68,7 @@ def load_state_dict(path: str) -> dict[str, np.ndarray]:
         with torch.serialization.safe_globals([(_NotRead, name) for name in unknown]):
             checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
     except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
         refused = str(error).replace("\n", " ")
         raise UserError(f"{path} is not a checkpoint that is safe to read: {refused}") from None

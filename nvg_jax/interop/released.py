@@ -1,12 +1,10 @@
 """The authors' released PyTorch weights as variables of our modules: names and layouts, no PyTorch.
 
-A released `state_dict` is a flat dict of tensors: convolutions [out, in, height, width], linear layers
-[out, in], one entry per transformer block. Each table below turns the path of one of our parameters
-into the release's name of it; `{}` stands for the index along our leading axis, over which the
-release keeps separate tensors.
+A released `state_dict` is a flat dict of tensors: convolutions [out, in, height, width], linear
+layers [out, in], one entry per transformer block. Each table below turns the path of one of our
+parameters into the release's name of it; `{}` stands for the index along our leading axis, over
+which the release keeps separate tensors.
 """
-
-from __future__ import annotations
 
 import re
 from collections.abc import Mapping
@@ -102,7 +100,7 @@ def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, 
 
 
 def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
-    """The canvas scales of its tokenizer that a released generator holds; UserError if it does not."""
+    """The canvas scales of its tokenizer that a released generator holds, or UserError."""
     for name in (EMA_PREFIX + CANVAS_SCALES_NAME, CANVAS_SCALES_NAME):
         if name in state_dict:
             return np.asarray(state_dict[name], np.float32)

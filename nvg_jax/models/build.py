@@ -9,16 +9,22 @@ from nvg_jax.errors import UserError
 from nvg_jax.models.autoencoder import downsampling
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.models.transformer import rope_axis_dims
 
 
 def build_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer of a whole run's config; UserError if the image size does not fit it."""
+    """The tokenizer of a whole run's config; UserError if its sizes do not fit together."""
     model = config.tokenizer.model
     factor = downsampling(model.multipliers)
     if config.data.image_size % factor:
         raise UserError(
             f"config.data.image_size={config.data.image_size} is not a multiple of {factor}, the "
             "downsampling of config.tokenizer.model.multipliers"
+        )
+    if model.width % 32:
+        raise UserError(
+            f"config.tokenizer.model.width={model.width} is not a multiple of 32, the number of "
+            "groups that are normalised together"
         )
     tokenizer = Tokenizer(
         image_size=config.data.image_size,
@@ -33,9 +39,24 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
 
 
 def build_generator(config: ConfigDict) -> Generator:
-    """The generator of a whole run's config, over its tokenizer's positions and codes."""
+    """The generator of a whole run's config, over its tokenizer's positions and codes.
+
+    UserError if its sizes do not fit together.
+    """
     tokenizer = build_tokenizer(config)
     model = config.generator.model
+    if model.dtype not in ("float32", "bfloat16"):
+        raise UserError(
+            f"config.generator.model.dtype={model.dtype} is neither float32 nor bfloat16"
+        )
+    for name in ("content", "structure"):
+        width, heads = model[f"{name}_width"], model[f"{name}_heads"]
+        if heads < 1 or width % (2 * heads):
+            raise UserError(
+                f"config.generator.model.{name}_width={width} is not an even number of dims for "
+                f"each of {name}_heads={heads} heads"
+            )
+        rope_axis_dims(width // heads, tokenizer.last_stage)  # Raises if a head is too narrow.
     return Generator(
         depth=model.depth,
         content_width=model.content_width,

@@ -10,6 +10,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from nvg_jax.errors import UserError
+
+Rotation = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
+
 ROPE_THETA = 10_000.0
 xavier = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(0.02)
@@ -29,12 +33,15 @@ def rope_axis_dims(head_width: int, num_bits: int) -> tuple[int, ...]:
     """How a head's dims are shared out: role, one pair per structure channel, row, column.
 
     Rows and columns get the largest even share that leaves the role at least 8 dims: 20 each for a
-    head of width 64 and 8 structure channels.
+    head of width 64 and 8 structure channels. UserError if they would get none.
     """
     spatial = 2 * ((head_width - 8 - 2 * num_bits) // 4)
     role = head_width - 2 * num_bits - 2 * spatial
     if spatial < 2:
-        raise ValueError(f"a head of width {head_width} has no room for {num_bits} structure axes")
+        raise UserError(
+            f"a head of width {head_width} has no room for the axes of {num_bits} structure "
+            "channels: choose a larger width or fewer heads"
+        )
     return (role, *[2] * num_bits, spatial, spatial)
 
 
@@ -73,12 +80,19 @@ def rope_angles(ids: Float[Array, "B T A"], head_width: int) -> Float[Array, "B 
     return jnp.concatenate(angles, axis=-1)
 
 
-def rotate(x: Float[Array, "B T H E"], angles: Float[Array, "B T P"]) -> Float[Array, "B T H E"]:
+def rotation(angles: Float[Array, "B T P"]) -> Rotation:
+    """Cosine and signed sine for every dim of a head: made once, used by all blocks."""
+    sign = jnp.tile(jnp.array([-1.0, 1.0]), angles.shape[-1])
+    cos, sin = jnp.repeat(jnp.cos(angles), 2, axis=-1), jnp.repeat(jnp.sin(angles), 2, axis=-1)
+    return cos[:, :, None], sign * sin[:, :, None]
+
+
+def rotate(x: Float[Array, "B T H E"], rotation: Rotation) -> Float[Array, "B T H E"]:
     """Rotates interleaved pairs (2i, 2i + 1) of each head, in float32."""
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-    even, odd = x[..., 0::2].astype(jnp.float32), x[..., 1::2].astype(jnp.float32)
-    rotated = jnp.stack([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
-    return rotated.reshape(x.shape).astype(x.dtype)
+    cos, sin = rotation
+    even = jnp.arange(x.shape[-1]) % 2 == 0
+    partner = jnp.where(even, jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+    return (x * cos + partner * sin).astype(x.dtype)
 
 
 class Block(nn.Module):
@@ -94,7 +108,7 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         drop_path: Float[Array, ""],
         vector: Float[Array, "B D"],
-        angles: Float[Array, "B T P"],
+        rope: Rotation,
     ) -> tuple[Float[Array, "B T D"], None]:
         width = x.shape[-1]
         modulation = dense(3 * width, self.dtype, "modulation")(nn.silu(vector))[:, None]
@@ -103,8 +117,8 @@ class Block(nn.Module):
         qkv_and_mlp = dense(7 * width, self.dtype, "linear1")(h)
         qkv, mlp = jnp.split(qkv_and_mlp, [3 * width], axis=-1)
         q, k, v = rearrange(qkv, "b t (n h e) -> n b t h e", n=3, h=self.num_heads)
-        q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), angles).astype(self.dtype)
-        k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), angles).astype(self.dtype)
+        q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), rope).astype(self.dtype)
+        k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), rope).astype(self.dtype)
         attended = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h e -> b t (h e)")
         update = dense(width, self.dtype, "linear2")(
             jnp.concatenate([attended, nn.gelu(mlp, approximate=True)], axis=-1)
@@ -151,9 +165,9 @@ class Stack(nn.Module):
             length=self.depth,
         )
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
-        angles = rope_angles(ids, x.shape[-1] // self.num_heads)
+        rope = rotation(rope_angles(ids, x.shape[-1] // self.num_heads))
         x, _ = blocks(self.num_heads, deterministic, self.dtype, name="blocks")(
-            x, rates, vector, angles
+            x, rates, vector, rope
         )
         return x
 

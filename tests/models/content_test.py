@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,16 +12,13 @@ STAGES = range(9)
 
 
 @pytest.fixture(scope="module")
-def predict(golden_generator, golden_generator_tokenizer, golden_sequences):
+def predict(golden_generator, golden_generator_tokenizer):
     """The prediction of the final canvas from given canvases and structures, one stage an image."""
-    module, variables = golden_generator.module, golden_generator.variables
     scales = golden_generator_tokenizer.variables["stats"]["quantizer"]["canvas_scales"]
+    run = jax.jit(functools.partial(golden_generator.module.apply, method="predict_canvas"))
 
-    @jax.jit
-    def predict(canvas, structure, stage, class_id):
-        return module.apply(
-            variables, canvas, structure, stage, class_id, scales, method="predict_canvas"
-        )
+    def predict(*args):
+        return run(golden_generator.variables, *args, scales)
 
     return predict
 

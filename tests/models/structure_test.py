@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,25 +19,20 @@ def flow(golden_generator, golden_sequences):
     time = jax.nn.sigmoid(arrays["flow_u"])
     x = granularity.structure_embedding(structure, 8) - 1
 
-    @jax.jit
-    def velocity(noisy, canvas, structure, stage, time):
-        return golden_generator.module.apply(
-            golden_generator.variables,
-            noisy,
-            canvas,
-            structure,
-            jnp.full(2, stage),
-            time,
-            class_id,
-            method="velocity",
-        )
+    velocity = jax.jit(functools.partial(golden_generator.module.apply, method="velocity"))
 
     def predict(stage, structure=structure):
         end = jnp.where(jnp.arange(8) < stage, x, noise)  # Known channels are not noised.
         t = time[:, stage, None, None]
-        noisy = t * end + (1 - t) * x
-        canvas = quantized.canvases[:, stage + 1]
-        return end - velocity(noisy, canvas, structure, stage, time[:, stage])
+        return end - velocity(
+            golden_generator.variables,
+            t * end + (1 - t) * x,
+            quantized.canvases[:, stage + 1],
+            structure,
+            jnp.full(2, stage),
+            time[:, stage],
+            class_id,
+        )
 
     return x, predict
 

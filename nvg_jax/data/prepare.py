@@ -1,0 +1,79 @@
+"""Writes a TFDS dataset to the ArrayRecord files that the pipeline reads.
+
+    python -m nvg_jax.data.prepare digits [--data_dir=DIR]
+
+Only this command needs TensorFlow.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import tensorflow_datasets as tfds
+
+from nvg_jax.data.pipeline import load_builder
+from nvg_jax.errors import UserError
+
+_FILE_FORMAT = "array_record"
+
+# What TFDS raises for archives that the user has to place by hand, for failed downloads, a full
+# or read-only disk, and packages that a dataset needs in addition.
+_PREPARATION_ERRORS = (
+    AssertionError,
+    ImportError,
+    OSError,
+    ValueError,
+    tfds.download.DownloadError,
+)
+
+
+def prepare(dataset: str, data_dir: str = "") -> str:
+    """Writes a dataset, if that is not done already, and says in a line where it is.
+
+    Args:
+      dataset: TFDS name, e.g. 'digits' or 'imagenet2012'.
+      data_dir: the folder of all datasets; '' for TFDS's default (TFDS_DATA_DIR,
+        ~/tensorflow_datasets).
+
+    Raises:
+      UserError: no such dataset, it stands there in another file format, or TFDS cannot prepare
+        it (the message holds TFDS's instructions).
+    """
+    builder = load_builder(dataset, data_dir)
+    if builder.data_path.exists():
+        formats = {file_format.value for file_format in builder.info.available_file_formats()}
+        if _FILE_FORMAT not in formats:
+            raise UserError(
+                f"{dataset} is already prepared in {builder.data_dir}, but as "
+                f"{', '.join(sorted(formats))}: choose another --data_dir, or remove it"
+            )
+        return f"{dataset} is already prepared in {builder.data_dir}"
+    try:
+        builder.download_and_prepare(file_format=_FILE_FORMAT)
+    except _PREPARATION_ERRORS as error:
+        raise UserError(f"cannot prepare {dataset}: {' '.join(str(error).split())}") from error
+    return f"{dataset} is prepared in {builder.data_dir}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m nvg_jax.data.prepare",
+        description="Write a TFDS image dataset to the ArrayRecord files that training reads.",
+    )
+    parser.add_argument("dataset", help="TFDS name, for instance digits or imagenet2012")
+    parser.add_argument(
+        "--data_dir",
+        default="",
+        help="folder of all datasets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
+    )
+    options = parser.parse_args(arguments)
+    try:
+        print(prepare(options.dataset, options.data_dir))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Pictures: exact pixels where they are determined, laws of the colours, layout of the strips."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from nvg_jax import visualize
+from nvg_jax.errors import UserError
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def colours(stage):
+    """The colour of every cluster of a stage, [2^stage, 3]."""
+    return visualize.structure_picture(np.arange(2**stage)[None], stage)[0].astype(int)
+
+
+@pytest.mark.parametrize("library", [np, jnp])
+def test_to_uint8_inverts_the_scaling_of_every_pixel_value(library):
+    values = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    actual = visualize.to_uint8(library.asarray(values / 127.5 - 1, dtype=library.float32))
+    assert actual.dtype == np.uint8
+    np.testing.assert_array_equal(actual, values)
+
+
+def test_to_uint8_clips_and_rounds():
+    values = np.array([-7.0, -1.001, 1.001, 9.0, 0.4 / 127.5 - 1, 0.6 / 127.5 - 1], np.float32)
+    np.testing.assert_array_equal(visualize.to_uint8(values), [0, 0, 255, 255, 0, 1])
+
+
+@given(seeds, st.integers(1, 7), st.integers(1, 4), st.integers(1, 3), st.integers(0, 3))
+def test_grid_holds_every_image_at_its_place(seed, count, columns, scale, padding):
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 255, (count, 3, 5, 3), np.uint8)  # never the white of the background
+    picture = visualize.grid(images, columns, scale, padding)
+    rows = -(-count // columns)
+    height, width = 3 * scale + padding, 5 * scale + padding
+    assert picture.shape == (rows * height + padding, columns * width + padding, 3)
+    for index, image in enumerate(images):
+        top, left = padding + index // columns * height, padding + index % columns * width
+        cell = picture[top : top + 3 * scale, left : left + 5 * scale]
+        np.testing.assert_array_equal(cell[::scale, ::scale], image)
+        np.testing.assert_array_equal(cell[scale - 1 :: scale, scale - 1 :: scale], image)
+    drawn = np.any(picture != 255, axis=-1).sum()
+    assert drawn == count * 15 * scale**2
+
+
+@pytest.mark.parametrize(("size", "cell"), [(8, 64), (16, 64), (28, 84), (64, 64), (256, 256)])
+def test_grid_magnifies_tiny_images_only(size, cell):
+    picture = visualize.grid(np.zeros((4, size, size, 3), np.uint8), padding=0)
+    assert picture.shape == (2 * cell, 2 * cell, 3)
+
+
+def test_the_first_stage_is_grey():
+    (grey,) = colours(0)
+    assert len(set(grey)) == 1
+
+
+@pytest.mark.parametrize("stage", range(1, 9))
+def test_every_cluster_has_a_colour_of_its_own(stage):
+    assert len(np.unique(colours(stage), axis=0)) == 2**stage
+
+
+@pytest.mark.parametrize("stage", range(2, 9))
+def test_a_child_looks_more_like_its_parent_than_like_other_parents(stage):
+    distance = np.linalg.norm(colours(stage)[:, None] - colours(stage - 1)[None], axis=-1)
+    parents = np.arange(2**stage) >> 1
+    own = distance[np.arange(2**stage), parents]
+    distance[np.arange(2**stage), parents] = np.nan
+    assert own.mean() < 0.6 * np.nanmean(distance, axis=1).mean()
+    assert np.all(own < np.nanmean(distance, axis=1))
+
+
+def test_structure_picture_colours_positions_by_label():
+    labels = np.array([[0, 3, 1], [2, 2, 0]])
+    np.testing.assert_array_equal(visualize.structure_picture(labels, 2), colours(2)[labels])
+
+
+def strip_parts(picture, count, stages, cell, gap, caption):
+    """Cuts strips of square cells into canvases and maps [count, stages, cell, cell, 3]."""
+    tops = caption + np.arange(count) * (2 * cell + 5 * gap)
+    lefts = gap + np.arange(stages) * (cell + gap)
+    cut = lambda y, x: picture[y : y + cell, x : x + cell]  # noqa: E731
+    canvases = np.array([[cut(y, x) for x in lefts] for y in tops])
+    return canvases, np.array([[cut(y + cell + gap, x) for x in lefts] for y in tops])
+
+
+@pytest.fixture
+def two_images():
+    rng = np.random.default_rng(0)
+    canvases = rng.integers(0, 256, (2, 5, 16, 16, 3), np.uint8)
+    return canvases, np.stack([rng.permutation(16) for _ in range(2)]).astype(np.int32)
+
+
+def test_strips_show_each_stage_above_its_structure(two_images):
+    canvases, structure = two_images
+    picture = visualize.strips(canvases, structure, (4, 4))
+    cell, gap, caption = 96, 3, 36
+    assert picture.shape == (caption + 4 * cell + 7 * gap, gap + 5 * (cell + gap), 3)
+    shown, maps = strip_parts(picture, 2, 5, cell, gap, caption)
+    np.testing.assert_array_equal(shown[:, :, 3::6, 3::6], canvases)
+    for stage in range(5):
+        labels = structure.reshape(2, 4, 4) >> (4 - stage)
+        centers = maps[:, stage, 12::24, 12::24]
+        np.testing.assert_array_equal(centers, colours(stage)[labels])
+
+
+def test_strips_caption_every_column(two_images):
+    canvases, structure = two_images
+    captions = visualize.strips(canvases, structure, (4, 4), canvases[:, 0])[:36]
+    lefts = [3 + stage * 99 for stage in range(5)] + [3 + 5 * 99 + 9]
+    texts = [captions[:, left : left + 96] for left in lefts]
+    assert all(np.any(text < 128) for text in texts)
+    assert len({text.tobytes() for text in texts}) == 6
+
+
+def test_strips_put_the_originals_into_the_last_column(two_images):
+    canvases, structure = two_images
+    originals = 255 - canvases[:, 0]
+    alone = visualize.strips(canvases, structure, (4, 4))
+    picture = visualize.strips(canvases, structure, (4, 4), originals)
+    np.testing.assert_array_equal(picture[:, : alone.shape[1]], alone)
+    left = alone.shape[1] + 3 * 3
+    for top, original in zip((36, 36 + 2 * 96 + 5 * 3), originals, strict=True):
+        cell = picture[top : top + 96, left : left + 96]
+        np.testing.assert_array_equal(cell[::6, ::6], original)
+
+
+def test_strips_keep_the_shape_of_wide_images():
+    canvases = np.zeros((1, 4, 64, 128, 3), np.uint8)
+    picture = visualize.strips(canvases, np.arange(8, dtype=np.int32)[None], (2, 4))
+    assert picture.shape == (48 + 2 * 64 + 2 * 4, 4 + 4 * (128 + 4), 3)
+    np.testing.assert_array_equal(picture[48:112, 4:132], 0)
+
+
+def test_strips_refuse_positions_that_are_no_power_of_two():
+    canvases = np.zeros((1, 4, 16, 16, 3), np.uint8)
+    with pytest.raises(UserError, match="power of two"):
+        visualize.strips(canvases, np.arange(12, dtype=np.int32)[None], (3, 4))
+
+
+def test_save_png_makes_the_folder_and_keeps_every_pixel(tmp_path):
+    picture = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    path = tmp_path / "new" / "folder" / "picture.png"
+    visualize.save_png(path, picture)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(image), picture)
