@@ -2,4 +2,4 @@
 
 
 class UserError(Exception):
-    """A mistake the user can mend: the message is one line that says what is wrong and what to do."""
+    """A mistake the user can mend: the message is one line, what is wrong and what to do."""

@@ -1,8 +1,9 @@
 """The granularity sequence and its algebra (paper, Sec. 3.1): pure functions, no parameters.
 
-An image of L = 2^K latent positions is described by stages k = 0..K. Stage k paints all positions with
-2^k tokens of L / 2^k positions each. Cluster j of stage k splits into clusters 2j and 2j + 1 of stage k + 1,
-so that one leaf label per position holds the structure of every stage, and one heap the tokens of all.
+An image of L = 2^K latent positions is described by stages k = 0..K. Stage k paints all positions
+with 2^k tokens of L / 2^k positions each. Cluster j of stage k splits into clusters 2j and 2j + 1
+of stage k + 1, so that one leaf label per position holds the structure of every stage, and one heap
+the tokens of all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ Stage = int | Int[Array, ""] | Int[Array, "B"]
 class GranularitySequence(NamedTuple):
     """A batch of images as structure and content of all stages.
 
-    structure: each position's leaf, a permutation of 0..L-1 per image; stage k's label is its top k bits.
+    structure: each position's leaf, a permutation of 0..L-1 per image; the top k bits are its label
+        at stage k.
     tokens: codebook entries as a heap: cluster j of stage k stands at `2^k - 1 + j`.
     """
 
@@ -55,7 +57,7 @@ def structure_from_labels(labels: Int[Array, "B L"], stage: Stage) -> Int[Array,
 
 
 def structure_embedding(structure: Int[Array, "B L"], stage: Stage) -> Float[Array, "B L K"]:
-    """The bits of a stage's labels, most significant first, as 0 or 2; channels not decided yet are 1.
+    """The bits of a stage's labels, most significant first, as 0 or 2; undecided channels are 1.
 
     Only the top `stage` bits of `structure` matter. Paper, Sec. 3.3.
     """
@@ -98,7 +100,7 @@ def balanced_split(
     num_clusters: int | Int[Array, ""],
     gumbel: Float[Array, "B L"] | None = None,
 ) -> Int[Array, "B L"]:
-    """Splits every cluster into two halves of equal size by the positions' scores (paper, Sec. 3.3).
+    """Splits every cluster into two halves of equal size by the scores (paper, Sec. 3.3).
 
     Cluster j's half with the higher `p = clip(score, -1, 1) + 1` becomes 2j + 1, the other 2j. With
     `gumbel` noise the halves are drawn: the top half of `log p + gumbel`. (Normalising p within its

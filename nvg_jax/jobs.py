@@ -1,7 +1,7 @@
 """The jobs of the command line, as functions of a config and a working directory.
 
-A working directory holds `config.json`; `tokenizer/` and `generator/` with checkpoints, summaries and
-pictures; and what the jobs write: `samples/`, `reconstructions/`, `evaluation.json`, `export/`.
+A working directory holds `config.json`; `tokenizer/` and `generator/` with checkpoints, summaries
+and pictures; and what the jobs write: `samples/`, `reconstructions/`, `evaluation.json`, `export/`.
 """
 
 from __future__ import annotations
@@ -112,9 +112,7 @@ def _train_tokenizer(config, workdir, tokenizer, mesh, stop) -> Variables:
 
 
 def _schedule(config, task_config, name, mesh) -> loop.Schedule:
-    sharding.process_batch_size(
-        task_config.batch_size, mesh, f"config.{name}.training.batch_size"
-    )
+    sharding.process_batch_size(task_config.batch_size, mesh, f"config.{name}.training.batch_size")
     return loop.Schedule.create(
         task_config, pipeline.num_examples(config.data, config.data.train_split)
     )
@@ -152,30 +150,19 @@ def load_model(config: ConfigDict, workdir: str) -> Model:
 
 
 def _load_tokenizer(config: ConfigDict, workdir: str, tokenizer: Tokenizer) -> Variables:
-    size = tokenizer.image_size
-    return _load(
-        config.tokenizer.checkpoint,
-        f"{workdir}/tokenizer/checkpoints",
-        tokenizer,
-        jnp.zeros((1, size, size, 3)),
-    )
+    return _load(config.tokenizer.checkpoint, f"{workdir}/tokenizer/checkpoints", tokenizer)
 
 
 def _load_generator(config: ConfigDict, workdir: str, generator: Generator) -> Variables:
-    return _load(
-        config.generator.checkpoint,
-        f"{workdir}/generator/checkpoints",
-        generator,
-        jnp.zeros((1,), jnp.int32),
-    )
+    return _load(config.generator.checkpoint, f"{workdir}/generator/checkpoints", generator)
 
 
-def _load(weights: str, checkpoints: str, module: Any, example: jax.Array) -> Variables:
+def _load(weights: str, checkpoints: str, module: Tokenizer | Generator) -> Variables:
     """Weights from `weights` if it is given, else the average in the newest training checkpoint."""
     placement = sharding.replicated(sharding.create_mesh())
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
-        jax.eval_shape(module.init, jax.random.key(0), example),
+        jax.eval_shape(module.init, jax.random.key(0), module.example()),
     )
     if weights:
         return checkpoint.load_weights(weights, abstract, module.architecture)
@@ -207,7 +194,7 @@ def generate(
 ) -> Iterator[tuple[granularity.GranularitySequence, np.ndarray]]:
     """Sequences and uint8 images of the class ids, batch by batch, with a progress bar.
 
-    Sample number n depends on its class, the seed and n alone, not on the batch size or the devices.
+    Sample n depends on its class, the seed and n alone, not on the batch size or the devices.
     """
     mesh = sharding.create_mesh()
     sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
@@ -283,12 +270,13 @@ def reconstruct(config: ConfigDict, workdir: str) -> None:
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Measures reconstructions of the evaluation split and, if asked, samples; prints and stores it.
+    """Measures reconstructions of the evaluation split and, if asked, samples; prints the results.
 
-    psnr: mean over the images. codebook_usage: share of the codes that the split uses, of all stages
-    and by stage. With `config.evaluation.num_samples`: class_agreement, the share of samples that a
-    support vector machine trained on the real training split assigns to the requested class, and
-    diversity, the mean distance between samples of a class relative to real images.
+    They are also written to `evaluation.json`. psnr: mean over the images. codebook_usage: share of
+    the codes that the split uses, in all stages and by stage. With
+    `config.evaluation.num_samples`: class_agreement, the share of samples that a support vector
+    machine trained on the real training split assigns to the requested class, and diversity, the
+    mean distance between samples of a class relative to real images.
     """
     mesh = sharding.create_mesh()
     with jax.set_mesh(mesh):

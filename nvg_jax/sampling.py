@@ -1,4 +1,4 @@
-"""The stage loop as one jitted function: content and structure in turn (paper, Sec. 3.3 and 4.1)."""
+"""The stage loop as one jitted function: content and structure in turn (paper, Sec. 3.3, 4.1)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Variables = Any
 class Settings:
     """How to sample. Pairs are the values at the first and the last stage.
 
-    content_guidance, structure_guidance: classifier-free guidance, linear over the stages; 1 is none.
+    content_guidance, structure_guidance: classifier-free guidance, linear over stages; 1 is none.
     temperature: of the tokens; 0 takes the most likely one.
     top_k: how many of the likeliest tokens to draw from; 0 is all.
     top_p: probability mass to draw from, falling as the geometric spacing of the stages grows.
@@ -42,7 +42,7 @@ class Settings:
 
 
 def top_p_schedule(top_p: tuple[float, float], last_stage: int) -> Float[np.ndarray, "S"]:
-    """Top-p of each stage: from the first to the second value as `a` goes geometrically from 1 to K."""
+    """Top-p of each stage: from one value to the other as `a` goes geometrically from 1 to K."""
     a = np.geomspace(1.0, last_stage, last_stage + 1)
     return top_p[0] + (top_p[1] - top_p[0]) * (a - 1.0) / max(last_stage - 1, 1)
 

@@ -39,6 +39,10 @@ def command(config, workdir) -> list[str]:
     ]
 
 
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
 @pytest.fixture
 def config(tiny_config):
     for training in (tiny_config.tokenizer.training, tiny_config.generator.training):
@@ -62,7 +66,7 @@ def final_variables(config, workdir):
 
 def run_uninterrupted(config, workdir: pathlib.Path):
     if not any(workdir.iterdir()):
-        result = subprocess.run(command(config, workdir), capture_output=True, text=True, check=False)
+        result = run(command(config, workdir))
         assert result.returncode == 0, result.stderr
     return final_variables(config, workdir)
 
@@ -117,7 +121,7 @@ def test_sigterm_saves_and_exits_cleanly(config, uninterrupted, tmp_path):
     output = process.stdout.read()
     assert code == 0, output
     assert "stopped by SIGTERM: saved step" in output and "run the same command again" in output
-    result = subprocess.run(command(config, tmp_path), capture_output=True, text=True, check=False)
+    result = run(command(config, tmp_path))
     assert result.returncode == 0, result.stderr
     assert "resumed at step" in result.stdout
     jax.tree.map(np.testing.assert_array_equal, final_variables(config, tmp_path), expected)

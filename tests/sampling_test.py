@@ -60,9 +60,7 @@ def test_reproduces_the_release(golden_generator, golden_generator_tokenizer, mo
         )
         np.testing.assert_array_equal(painted, arrays["sample.tokens"][:, stage])
     canvases = tokenizer.apply(tokenizer_variables, sequence, method="canvases")
-    np.testing.assert_allclose(
-        canvases[:, -1], arrays["sample.final_canvas"], rtol=1e-3, atol=1e-3
-    )
+    np.testing.assert_allclose(canvases[:, -1], arrays["sample.final_canvas"], rtol=1e-3, atol=1e-3)
 
 
 @pytest.fixture(scope="module")
@@ -158,14 +156,13 @@ def test_flow_times_are_shifted():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    hnp.arrays(
-        np.float32, (1, 1, 12), elements=st.floats(-8, 8, width=16), unique=True
-    ),
+    hnp.arrays(np.float32, (1, 1, 12), elements=st.floats(-8, 8, width=16), unique=True),
     st.integers(0, 12),
     st.floats(0.05, 1.0),
 )
 def test_truncation_keeps_the_smallest_sufficient_set(logits, top_k, top_p):
-    kept = np.isfinite(np.asarray(sampling.truncate(jnp.asarray(logits), top_k, jnp.float32(top_p))))
+    truncated = sampling.truncate(jnp.asarray(logits), top_k, jnp.float32(top_p))
+    kept = np.isfinite(np.asarray(truncated))
     order = np.argsort(-logits[0, 0])
     allowed = order[: top_k or 12]
     weights = np.exp(logits[0, 0, allowed].astype(np.float64))

@@ -1,8 +1,8 @@
 """The set that `torch.topk` selects on the CPU, ties included, in plain NumPy.
 
-The release splits a cluster by `torch.topk` over clipped scores. Many are clipped to the same value, and
-which of them are taken is left to the C++ library's quickselect. To compare a whole run with the
-release entry by entry, its choice has to be repeated.
+The release splits a cluster by `torch.topk` over clipped scores. Many are clipped to the same
+value, and which of them are taken is left to the C++ library's quickselect. To compare a whole run
+with the release entry by entry, its choice has to be repeated.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The content generator: from the canvas so far to the tokens of the next stage (paper, Sec. 3.3)."""
+"""The content generator: from the canvas so far to the stage's tokens (paper, Sec. 3.3)."""
 
 from __future__ import annotations
 
@@ -84,4 +84,5 @@ class ContentModel(nn.Module):
         num_clusters: int,
     ) -> Float[Array, "B N V"]:
         """Token logits of each cluster, from what is still missing on the canvas there."""
-        return self.token_head(granularity.cluster_mean(final_canvas - canvas, labels, num_clusters))
+        missing = granularity.cluster_mean(final_canvas - canvas, labels, num_clusters)
+        return self.token_head(missing)

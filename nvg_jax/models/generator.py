@@ -41,6 +41,10 @@ class Generator(nn.Module):
     def last_stage(self) -> int:
         return granularity.last_stage(self.num_positions)
 
+    def example(self) -> Int[Array, "B"]:
+        """Input for `init`."""
+        return jnp.zeros((1,), jnp.int32)
+
     @property
     def architecture(self) -> str:
         """What a checkpoint has to agree with, in one line."""

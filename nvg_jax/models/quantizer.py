@@ -18,8 +18,8 @@ class Quantized(NamedTuple):
 
     tokens: the contents of all stages as a heap.
     latent: the quantized latent, with the straight-through gradient to the encoder.
-    canvases: what has been painted before each stage, and after the last: `canvases[:, 0]` is zero and
-        `canvases[:, K + 1]` the quantized latent.
+    canvases: what has been painted before each stage, and after the last: `canvases[:, 0]` is zero
+        and `canvases[:, K + 1]` the quantized latent.
     loss: commitment and codebook loss, mean over stages.
     """
 
@@ -32,8 +32,8 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """A codebook shared by all stages and one refiner a stage, `phi_k(h) = h + conv3x3_k(h) / 2`.
 
-    The collection `stats` holds `canvas_scales [K + 2]`, 1 / std of each canvas, which the generator
-    needs to see canvases of unit variance: ones until they are measured on data. The zero canvas
+    The collection `stats` holds `canvas_scales [K + 2]`, 1 / std of each canvas, with which the
+    generator sees canvases of unit variance: ones until they are measured on data. The zero canvas
     before stage 0 has scale 1.
     """
 

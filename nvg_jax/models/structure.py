@@ -70,7 +70,7 @@ class StructureModel(nn.Module):
         bits = granularity.structure_embedding(structure, stage)
         canvas_ids = rope_ids(bits, self.grid, CANVAS_ROLE)
         ids = jnp.concatenate([canvas_ids, rope_ids(bits, self.grid)], axis=1)
-        x = Stack(
-            self.depth, self.num_heads, self.drop_path, self.remat, self.dtype, name="stack"
-        )(x, vector, with_class_token(ids), deterministic)
+        x = Stack(self.depth, self.num_heads, self.drop_path, self.remat, self.dtype, name="stack")(
+            x, vector, with_class_token(ids), deterministic
+        )
         return Head(num_bits, self.dtype, name="head")(x[:, 1 + length :], vector)

@@ -1,4 +1,4 @@
-"""The tokenizer: image -> latent -> granularity sequence -> latent -> image (paper, Sec. 3.1-3.2)."""
+"""The tokenizer: images to granularity sequences and back (paper, Sec. 3.1-3.2)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
 
@@ -46,6 +48,10 @@ class Tokenizer(nn.Module):
     @property
     def last_stage(self) -> int:
         return granularity.last_stage(self.num_positions)
+
+    def example(self) -> Float[Array, "B H W 3"]:
+        """Input for `init`: one image for every device, as clustering splits batches over them."""
+        return jnp.zeros((jax.device_count(), self.image_size, self.image_size, 3))
 
     @property
     def architecture(self) -> str:

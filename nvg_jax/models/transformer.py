@@ -1,4 +1,4 @@
-"""The modulated parallel transformer block, its stack, and structure-aware RoPE (paper, Sec. 3.3)."""
+"""The modulated parallel block, its stack, and structure-aware RoPE (paper, Sec. 3.3)."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class GeneratorTask:
         self._settings = settings
 
     def init_variables(self, key: jax.Array) -> Any:
-        return self.generator.init(key, jnp.zeros((1,), jnp.int32))
+        return self.generator.init(key, self.generator.example())
 
     def init_state(self, variables: Any) -> TrainState:
         return TrainState.create(variables, self._optimizer)

@@ -98,7 +98,7 @@ def train(
 ) -> TrainState:
     """Brings a task from its last checkpoint, or from nothing, to its last step.
 
-    config: the task's training config. iterator: a Grain iterator over this process's batches, whose
+    config: the task's training config. iterator: a Grain iterator over this process's batches; its
     position is saved and restored with the state. directory: holds the task's checkpoints and
     summaries. stop: whether to save and leave. initial: variables to start from in place of random
     ones. finish: turns the trained state into the one that is kept.
@@ -112,9 +112,7 @@ def train(
     placement = sharding.replicated(mesh)
     rate = optimizer.learning_rate(config, schedule.num_steps)
     checkpoints = f"{directory}/checkpoints"
-    with TrainCheckpointer(
-        checkpoints, task.architecture, config.keep_checkpoints
-    ) as checkpointer:
+    with TrainCheckpointer(checkpoints, task.architecture, config.keep_checkpoints) as checkpointer:
 
         def random_state(key: jax.Array) -> TrainState:
             return task.init_state(task.init_variables(key))

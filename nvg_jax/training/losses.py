@@ -63,9 +63,7 @@ def content_losses(
             method="token_logits",
         )
         tokens = granularity.stage_tokens(sequence.tokens, stage)
-        content.append(
-            jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens))
-        )
+        content.append(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens)))
     return {"final": final, "content": jnp.stack(content)}
 
 

@@ -116,5 +116,6 @@ def _stage_lines(summary: Metrics) -> list[str]:
         if name.endswith("_by_stage"):
             form = "{:6.0%}" if "usage" in name else "{:6.3f}"
             columns = " ".join(form.format(v) for v in value)
-            lines.append(f"    {name.removesuffix('_by_stage').replace('_', ' '):>15} by stage {columns}")
+            title = name.removesuffix("_by_stage").replace("_", " ")
+            lines.append(f"    {title:>15} by stage {columns}")
     return lines

@@ -24,7 +24,7 @@ class TrainState:
 
     @classmethod
     def create(cls, variables: Tree, optimizer: optax.GradientTransformation) -> TrainState:
-        """The state before the first step; `variables` holds `params` and whatever goes with them."""
+        """The state before the first step; `variables` hold `params` and what goes with them."""
         params = variables["params"]
         return cls(
             step=jnp.zeros((), jnp.int32),
@@ -37,7 +37,7 @@ class TrainState:
     def update(
         self, grads: Tree, optimizer: optax.GradientTransformation, ema_decay: float
     ) -> TrainState:
-        """The state after one step. The average's decay rises to `ema_decay` over the first steps."""
+        """The state after one step. The average's decay rises to `ema_decay` over time."""
         updates, opt_state = optimizer.update(grads, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
         decay = jnp.minimum(ema_decay, (1.0 + self.step) / (10.0 + self.step))

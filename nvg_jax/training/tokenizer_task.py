@@ -37,8 +37,7 @@ class TokenizerTask:
         self._optimizer = optimizer.create(config, num_steps)
 
     def init_variables(self, key: jax.Array) -> Any:
-        size = self.tokenizer.image_size
-        return self.tokenizer.init(key, jnp.zeros((1, size, size, 3)))
+        return self.tokenizer.init(key, self.tokenizer.example())
 
     def init_state(self, variables: Any) -> TrainState:
         return TrainState.create(variables, self._optimizer)
