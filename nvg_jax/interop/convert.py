@@ -7,15 +7,15 @@ Nothing that a checkpoint names is run or imported. The weights stay under their
 """
 
 import pickle
-import sys
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
 
+from nvg_jax import cli
 from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
 from nvg_jax.interop import released
@@ -89,26 +89,16 @@ class _NotRead:
         return OrderedDict()  # The one type on which the restricted unpickler allows everything.
 
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+def main() -> None:
     values = flags.FLAGS
-    try:
-        use = convert(values.config, values.tokenizer, values.generator, values.output)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    use = convert(values.config, values.tokenizer, values.generator, values.output)
     print(f"wrote the weights to {values.output}; use them with\n  {' '.join(use)}")
 
 
-def run() -> None:
+if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The config that describes the models.")
     flags.DEFINE_string("tokenizer", "", "Checkpoint of the released tokenizer.")
     flags.DEFINE_string("generator", "", "Checkpoint of a released generator.")
     flags.DEFINE_string("output", None, "Directory to write to.")
     flags.mark_flags_as_required(["config", "output"])
-    app.run(main)
-
-
-if __name__ == "__main__":
-    run()
+    cli.run(main)

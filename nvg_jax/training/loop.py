@@ -9,7 +9,7 @@ import logging
 import math
 import signal
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ Batch = dict[str, jax.Array]
 STEPS_IN_FLIGHT = 2  # How far the host may run ahead of the devices.
 
 
+@runtime_checkable
 class Task(Protocol):
     """What is trained. `architecture` describes the model in one line."""
 

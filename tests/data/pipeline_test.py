@@ -19,6 +19,8 @@ from PIL import Image
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 
+_LAW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+
 
 def _take(config, count, *, state=None, **options):
     """The first batches from the start or from a state."""
@@ -64,9 +66,7 @@ def _evaluated_rows(config, split):
 def _resized(encoded, shorter_side):
     """Straight from Pillow: shorter side to `shorter_side`, the other in proportion, Lanczos."""
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
-    scale = shorter_side / min(image.size)
-    # The smallest bit up, as 40 * (18 / 40) need not be 18.
-    size = [int(side * scale + 1e-9) for side in image.size]
+    size = [side * shorter_side // min(image.size) for side in image.size]
     return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
 
 
@@ -142,11 +142,7 @@ def test_batches_depend_on_the_seed_alone(photos_config):
     assert not np.array_equal(batches[0]["image"], _take(photos_config(), 1, seed=4)[0]["image"])
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@_LAW
 @given(
     before=st.integers(0, 5),
     batch_size=st.integers(1, 3),
@@ -266,7 +262,7 @@ def test_evaluation_keeps_the_order_and_pads(pixels_config, process_count, batch
     assert mask[:7].all() and not mask[7:].any()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@_LAW
 @given(percent=st.integers(0, 100))
 def test_slices_of_a_split(pixels_config, percent):
     config = pixels_config()

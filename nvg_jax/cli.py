@@ -1,0 +1,52 @@
+"""What the commands share: flags, messages on the terminal, and mistakes as one line."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+from absl import logging as absl_logging
+
+from nvg_jax.errors import UserError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses the flags and runs `main`; a UserError ends it with its line and exit code 1."""
+    _show_messages()
+
+    def guarded(_: list[str]) -> None:
+        try:
+            main()
+        except UserError as error:
+            sys.exit(f"error: {error}")
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    """Reads the flags and the config file that `--config` names."""
+    try:
+        rest = flags.FLAGS(argv)
+        flags.FLAGS["config"].value  # noqa: B018  The file is read on first use.
+    except flags.Error as error:
+        sys.exit(f"error: {' '.join(str(error).split())}")
+    except KeyError as error:
+        sys.exit(f"error: unknown config key {' '.join(error.args[0].split())}")
+    except FileNotFoundError as error:
+        sys.exit(f"error: no config file {error.filename}")
+    if rest[1:]:
+        sys.exit(f"error: not a flag: {' '.join(rest[1:])}")
+    return rest
+
+
+def _show_messages() -> None:
+    """Shows the package's messages, and of others' only the warnings."""
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logger = logging.getLogger("nvg_jax")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    absl_logging.set_verbosity(absl_logging.WARNING)

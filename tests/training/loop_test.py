@@ -1,0 +1,109 @@
+"""The loop around a task that is a single number."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import nvg_digits
+from nvg_jax import sharding
+from nvg_jax.errors import UserError
+from nvg_jax.training import loop
+from nvg_jax.training.state import TrainState
+
+
+class Counting:
+    """Moves a number by the batch's mean and some noise; the loss is bad at step `bad_step`."""
+
+    name = "generator"
+    architecture = "one number"
+
+    def __init__(self, bad_step: int = -1):
+        self.optimizer = optax.sgd(1.0)
+        self.bad_step = bad_step
+        self.seen: list[int] = []
+
+    def init_variables(self, key):
+        return {"params": {"w": jax.random.normal(key, ())}}
+
+    def init_state(self, variables):
+        return TrainState.create(variables, self.optimizer)
+
+    def step(self, state, batch, key, step):
+        self.seen.append(step)
+        gradient = jnp.mean(batch["image"]) + jax.random.normal(key, ())
+        state = state.update({"w": gradient}, self.optimizer, 0.9)
+        loss = jnp.where(step + 1 == self.bad_step, jnp.inf, 1.0)
+        return state, {"loss": loss, "token_counts": jnp.ones((2, 2), jnp.int32)}
+
+    def pictures(self, state, batch):
+        return {}
+
+
+@pytest.fixture
+def train(digits_dir, tmp_path):
+    """Runs a task for ten steps on a real pipeline's iterator."""
+    from nvg_jax.data import pipeline
+
+    config = nvg_digits.get_config()
+    config.data.data_dir = digits_dir
+    training = config.generator.training
+    training.checkpoint_every, training.log_every, training.image_every = 3, 5, 100
+
+    def run(task, directory="run", **arguments):
+        return loop.train(
+            task,
+            training,
+            loop.Schedule(batch_size=4, num_steps=10, epoch_steps=5),
+            pipeline.train_iterator(config.data, batch_size=4, seed=0),
+            str(tmp_path / directory),
+            sharding.create_mesh(),
+            seed=0,
+            **arguments,
+        )
+
+    return run
+
+
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(train):
+    expected = train(Counting())
+    steps = iter(range(100))
+    task = Counting()
+    with pytest.raises(loop.Preempted, match="saved step 5 of 10"):
+        train(task, "other", stop=lambda: next(steps) == 4 or None)
+    assert task.seen == [0, 1, 2, 3, 4]
+    task = Counting()
+    resumed = train(task, "other")
+    assert task.seen == [5, 6, 7, 8, 9]
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
+
+
+def test_nothing_is_done_twice(train):
+    train(Counting())
+    again = Counting()
+    train(again)
+    assert again.seen == []
+
+
+def test_a_bad_loss_names_the_step_and_what_is_kept(train):
+    with pytest.raises(UserError, match=r"generator is inf at step 8: .*step 6 is kept"):
+        train(Counting(bad_step=8))
+
+
+def test_training_can_start_from_given_variables(train):
+    given = {"params": {"w": jnp.float32(100.0)}}
+    far = train(Counting(), initial=given)
+    near = train(Counting(), "other")
+    assert far.params["w"] - near.params["w"] > 90
+
+
+def test_finish_changes_what_is_kept(train):
+    train(Counting(), finish=lambda state: state.replace(ema={"params": {"w": jnp.float32(5)}}))
+    assert float(train(Counting()).ema["params"]["w"]) == 5.0
+
+
+def test_schedule_counts_whole_batches():
+    config = nvg_digits.get_config().generator.training
+    config.batch_size, config.epochs = 100, 2.5
+    assert loop.Schedule.create(config, 1437) == loop.Schedule(100, 35, 14)

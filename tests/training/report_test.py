@@ -1,0 +1,55 @@
+"""What the report says against what happened."""
+
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from nvg_jax.training.report import Report
+
+
+@pytest.fixture
+def report(tmp_path):
+    made = Report("generator", str(tmp_path), num_steps=100, batch_size=32, start=10)
+    yield made
+    made.close()
+
+
+def metrics(loss: float) -> dict:
+    counts = np.zeros((3, 8), np.int32)
+    counts[0, 0] = counts[1, :2] = counts[2, :4] = 5
+    return {
+        "loss": jnp.float32(loss),
+        "content_by_stage": jnp.array([loss, 2 * loss, 3 * loss]),
+        "token_counts": jnp.asarray(counts),
+    }
+
+
+def test_summary_is_the_mean_over_the_steps(report, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="nvg_jax")
+    for loss in (1.0, 3.0):
+        report.add(metrics(loss), skipped=2)
+    report.write(12, learning_rate=1e-3)
+    report.close()
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    scalars = {
+        tag: float(np.asarray(events.Tensors(tag)[0].tensor_proto.float_val[0]))
+        for tag in events.Tags()["tensors"]
+    }
+    assert scalars["loss"] == 2.0
+    assert scalars["content_by_stage/2"] == 6.0
+    assert scalars["codebook_usage"] == 0.5
+    assert scalars["codebook_usage_by_stage/1"] == 0.25
+    assert scalars["skipped_images"] == 4.0
+    assert scalars["images_per_second"] > 0
+    text = caplog.text
+    assert "generator 12/100  loss 2.0000" in text and "skipped 4" in text and "left" in text
+    assert "codebook usage by stage" in text and "content by stage" in text
+
+
+def test_pictures_are_written_as_files(report, tmp_path):
+    picture = np.full((8, 8, 3), 7, np.uint8)
+    report.write_pictures(12, {"samples": picture})
+    assert (tmp_path / "pictures" / "samples_00000012.png").exists()
