@@ -6,11 +6,12 @@ and pictures; and what the jobs write: `samples/`, `reconstructions/`, `evaluati
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -69,62 +71,68 @@ def train(config: ConfigDict, workdir: str) -> None:
         initial = None
         if config.generator.checkpoint:
             initial = _load_generator(config, workdir, generator)
-        loop.train(
-            task,
-            task_config,
-            schedule,
-            _training_data(config, schedule, mesh, seed=config.seed + 1),
-            f"{workdir}/generator",
-            mesh,
-            seed=config.seed + 1,
-            stop=stop,
-            initial=initial,
-        )
+        with _training_data(config, schedule, seed=config.seed + 1) as iterator:
+            loop.train(
+                task,
+                task_config,
+                schedule,
+                iterator,
+                f"{workdir}/generator",
+                mesh,
+                seed=config.seed + 1,
+                stop=stop,
+                initial=initial,
+            )
     sample(config, workdir)
 
 
-def _train_tokenizer(config, workdir, tokenizer, mesh, stop) -> Variables:
+def _train_tokenizer(
+    config: ConfigDict, workdir: str, tokenizer: Tokenizer, mesh: Mesh, stop: Callable[[], bool]
+) -> Variables:
     task_config = config.tokenizer.training
     schedule = _schedule(config, task_config, "tokenizer", mesh)
 
     def finish(state: TrainState) -> TrainState:
         """Measures the canvases' scales with the averaged weights, on training crops."""
-        data = _training_data(config, schedule, mesh, seed=config.seed + 2)
-        batches = tqdm(range(config.tokenizer.scale_batches), desc="canvas scales", disable=None)
         moments = []
-        for _ in batches:
-            images = sharding.place_batch(next(data)["image"], mesh)
-            moments.append(jax.device_get(canvas_moments(tokenizer, state.ema, images)))
+        with _training_data(config, schedule, seed=config.seed + 2) as data:
+            for _ in tqdm(range(config.tokenizer.scale_batches), "canvas scales", disable=None):
+                images = sharding.place_batch(next(data)["image"], mesh)
+                moments.append(jax.device_get(canvas_moments(tokenizer, state.ema, images)))
         return state.replace(ema=with_canvas_scales(state.ema, moments))
 
-    state = loop.train(
-        TokenizerTask(tokenizer, task_config, schedule.num_steps, schedule.epoch_steps),
-        task_config,
-        schedule,
-        _training_data(config, schedule, mesh, seed=config.seed),
-        f"{workdir}/tokenizer",
-        mesh,
-        seed=config.seed,
-        stop=stop,
-        finish=finish,
-    )
+    with _training_data(config, schedule, seed=config.seed) as iterator:
+        state = loop.train(
+            TokenizerTask(tokenizer, task_config, schedule.num_steps, schedule.epoch_steps),
+            task_config,
+            schedule,
+            iterator,
+            f"{workdir}/tokenizer",
+            mesh,
+            seed=config.seed,
+            stop=stop,
+            finish=finish,
+        )
     return state.ema
 
 
-def _schedule(config, task_config, name, mesh) -> loop.Schedule:
+def _schedule(config: ConfigDict, task_config: ConfigDict, name: str, mesh: Mesh) -> loop.Schedule:
     sharding.process_batch_size(task_config.batch_size, mesh, f"config.{name}.training.batch_size")
     return loop.Schedule.create(
         task_config, pipeline.num_examples(config.data, config.data.train_split)
     )
 
 
-def _training_data(config, schedule, mesh, seed):
-    return pipeline.train_iterator(
-        config.data,
-        batch_size=schedule.batch_size // jax.process_count(),
-        seed=seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+def _training_data(config: ConfigDict, schedule: loop.Schedule, seed: int):
+    """This process's training batches; closing ends their worker processes."""
+    return contextlib.closing(
+        pipeline.train_iterator(
+            config.data,
+            batch_size=schedule.batch_size // jax.process_count(),
+            seed=seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
     )
 
 
@@ -292,7 +300,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     return results
 
 
-def _evaluate_reconstructions(config, workdir, mesh) -> dict[str, Any]:
+def _evaluate_reconstructions(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, Any]:
     tokenizer = build_tokenizer(config)
     variables = _load_tokenizer(config, workdir, tokenizer)
 
@@ -301,26 +309,32 @@ def _evaluate_reconstructions(config, workdir, mesh) -> dict[str, Any]:
         sequence, canvases = tokenizer.apply(variables, images, method="tokenize")
         reconstructions = tokenizer.apply(variables, canvases[:, -1], method="decode")
         counts = reconstruction.token_counts(sequence.tokens, tokenizer.vocab_size, mask)
-        return reconstruction.psnr(images, reconstructions), counts
+        return jnp.sum(reconstruction.psnr(images, reconstructions), where=mask), counts
 
-    batch_size = config.evaluation.batch_size
-    sharding.process_batch_size(batch_size, mesh, "config.evaluation.batch_size")
-    batches = pipeline.evaluation_batches(config.data, config.data.eval_split, batch_size)
-    psnr, counts = [], 0
-    for batch in tqdm(batches, desc="reconstructions", unit="batch", disable=None):
-        placed = sharding.place_batch(batch, mesh)
-        values, batch_counts = measure(variables, placed["image"], placed["mask"])
-        psnr.append(np.asarray(values)[batch["mask"]])
+    batches = pipeline.evaluation_batches(
+        config.data,
+        config.data.eval_split,
+        sharding.process_batch_size(
+            config.evaluation.batch_size, mesh, "config.evaluation.batch_size"
+        ),
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    psnr, counts = 0.0, 0
+    for batch in tqdm(batches, "reconstructions", unit="batch", disable=None):
+        batch = sharding.place_batch(batch, mesh)
+        batch_psnr, batch_counts = measure(variables, batch["image"], batch["mask"])
+        psnr += float(batch_psnr)
         counts += np.asarray(batch_counts)
     by_stage, overall = reconstruction.codebook_usage_by_stage(counts)
     return {
-        "psnr": float(np.concatenate(psnr).mean()),
+        "psnr": psnr / batches.num_examples,
         "codebook_usage": float(overall),
         "codebook_usage_by_stage": [float(x) for x in by_stage],
     }
 
 
-def _evaluate_samples(config, workdir) -> dict[str, Any]:
+def _evaluate_samples(config: ConfigDict, workdir: str) -> dict[str, Any]:
     class_ids = requested_classes(config, config.evaluation.num_samples)
     model = load_model(config, workdir)
     batches = generate(

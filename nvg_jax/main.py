@@ -7,26 +7,23 @@ import logging
 from absl import flags
 from ml_collections import config_flags
 
-from nvg_jax import cli, jobs
-from nvg_jax.training.loop import Preempted
+from nvg_jax import cli
 
-JOBS = {
-    "train": jobs.train,
-    "sample": jobs.sample,
-    "reconstruct": jobs.reconstruct,
-    "evaluate": jobs.evaluate,
-    "export": jobs.export,
-}
+JOBS = ("train", "sample", "reconstruct", "evaluate", "export")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File path of the config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and results.")
-_JOB = flags.DEFINE_enum("job", "train", list(JOBS), "What to do.")
+_JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
 def main() -> None:
+    # Not at the top: data workers import this file, and need nothing of what the jobs do.
+    from nvg_jax import jobs
+    from nvg_jax.training.loop import Preempted
+
     try:
-        JOBS[_JOB.value](_CONFIG.value, _WORKDIR.value)
+        getattr(jobs, _JOB.value)(_CONFIG.value, _WORKDIR.value)
     except Preempted as stopped:
         logging.getLogger(jobs.__name__).info("%s", stopped)
 

@@ -1,5 +1,6 @@
 """Small models with the reference weights, next to the reference arrays they have to reproduce."""
 
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,6 +24,11 @@ from nvg_jax.models.tokenizer import Tokenizer
 # The first example of a shape is compiled, which no deadline allows for.
 settings.register_profile("compiled", deadline=None, max_examples=50)
 settings.load_profile("compiled")
+
+# Compiled programs are shared by all test processes, and those that tests start.
+_CACHE = pathlib.Path(__file__).parents[1] / ".jax_cache"
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
+jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 _STATE_DICT = "state_dict."

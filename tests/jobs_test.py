@@ -5,6 +5,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -62,7 +63,7 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
     tokenizer = build_tokenizer(config)
     variables = jobs.load_model(config, workdir).tokenizer_variables
     images = next(pipeline.train_iterator(config.data, batch_size=512, seed=7))["image"]
-    _, canvases = tokenizer.apply(variables, images, method="tokenize")
+    _, canvases = tokenizer.apply(variables, jnp.asarray(images), method="tokenize")
     expected = 1 / np.asarray(canvases).std(axis=(0, 2, 3))[1:]
     scales = np.asarray(variables["stats"]["quantizer"]["canvas_scales"])
     assert scales[0] == 1.0

@@ -29,8 +29,8 @@ def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
 def _token_dot_general(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
     """The product of a linear layer, on the CPU with all tokens in one axis.
 
-    Summing a weight's gradient over batch and tokens as two axes takes XLA's CPU backend three times
-    as long; on other backends the reshape would only cost.
+    Summing a weight's gradient over batch and tokens as two axes takes XLA's CPU backend three
+    times as long; on other backends the reshape would only cost.
     """
 
     def product(x: Array, kernel: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array
 from ml_collections import ConfigDict
 
@@ -16,7 +17,7 @@ from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.tokenizer import Tokenizer
 from nvg_jax.training import losses, optimizer
-from nvg_jax.training.state import TrainState, gradient_norm
+from nvg_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 
@@ -92,7 +93,7 @@ class GeneratorTask:
             "loss": loss,
             **{name: jnp.mean(value) for name, value in by_stage.items()},
             **{f"{name}_by_stage": value for name, value in by_stage.items()},
-            "gradient_norm": gradient_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "token_counts": token_counts(sequence.tokens, self.generator.vocab_size),
         }
         return state.update(grads, self._optimizer, self._ema_decay), metrics

@@ -8,7 +8,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
 
 Tree = Any
 
@@ -17,7 +16,7 @@ Tree = Any
 class TrainState:
     """step: optimizer steps done. ema: averaged variables, all that inference needs."""
 
-    step: Int[Array, ""]
+    step: Tree
     params: Tree
     opt_state: Tree
     ema: Tree
@@ -48,8 +47,3 @@ class TrainState:
             opt_state=opt_state,
             ema={**self.ema, "params": averaged},
         )
-
-
-def gradient_norm(grads: Tree) -> Float[Array, ""]:
-    """The norm that clipping compares with its bound."""
-    return optax.global_norm(grads)

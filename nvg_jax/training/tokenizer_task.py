@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
@@ -15,7 +16,7 @@ from nvg_jax import granularity, sampling, visualize
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.models.tokenizer import Tokenizer
 from nvg_jax.training import optimizer
-from nvg_jax.training.state import TrainState, gradient_norm
+from nvg_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 
@@ -70,7 +71,7 @@ class TokenizerTask:
         metrics = {
             "loss": sum(terms.values()),
             **terms,
-            "gradient_norm": gradient_norm(grads),
+            "gradient_norm": optax.tree.norm(grads),
             "canvas_error_by_stage": errors,
             "token_counts": token_counts(quantized.tokens, self.tokenizer.vocab_size),
         }
