@@ -4,7 +4,7 @@ from configs import base
 
 
 def get_config():
-    config = base.get_config(depth=3, epochs=60, decay_start=0.5, decay_to=0.05)
+    config = base.get_config(depth=3, epochs=32, decay_start=0.5, decay_to=0.05)
 
     data = config.data
     data.dataset = "digits"
