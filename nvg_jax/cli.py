@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
+from ml_collections import config_flags
 
 from nvg_jax.errors import UserError
 
@@ -29,13 +30,13 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """Reads the flags and the config file that `--config` names."""
     try:
         rest = flags.FLAGS(argv)
-        flags.FLAGS["config"].value  # noqa: B018  The file is read on first use.
+        flags.FLAGS.config.keys()  # A file that could not be loaded says so on first use.
     except flags.Error as error:
         sys.exit(f"error: {' '.join(str(error).split())}")
     except KeyError as error:
         sys.exit(f"error: unknown config key {' '.join(error.args[0].split())}")
-    except FileNotFoundError as error:
-        sys.exit(f"error: no config file {error.filename}")
+    except OSError:
+        sys.exit(f"error: no config file {config_flags.get_config_filename(flags.FLAGS['config'])}")
     if rest[1:]:
         sys.exit(f"error: not a flag: {' '.join(rest[1:])}")
     return rest

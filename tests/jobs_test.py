@@ -130,7 +130,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(trained):
 
 
 def test_stopping_saves_and_says_how_to_go_on(tiny_config, tmp_path, monkeypatch):
-    answers = iter([False, False, False, True])
+    answers = iter([False, False, True])
     stop = contextlib.nullcontext(lambda: next(answers, True))
     monkeypatch.setattr(jobs.loop, "stop_signal", lambda: stop)
     with pytest.raises(Preempted, match="saved step . of 6 .* run the same command again"):

@@ -21,7 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([CONFIG, "--config.generator.modle.depth=3"], "config.generator.modle.depth"),
+        ([CONFIG, "--config.generator.modle.depth=3"], "unknown config key 'modle'"),
         ([CONFIG, "--config.seed=many"], "config.seed"),
         ([CONFIG, "--job=paint"], "job"),
         (["--config=configs/nvg_d13.py"], "configs/nvg_d13.py"),

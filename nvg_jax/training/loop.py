@@ -169,10 +169,11 @@ def train(
                 if last:
                     check_losses()
                     state = finish(state)
-                if last or step % config.checkpoint_every == 0 or stop():
+                stopping = stop()
+                if last or step % config.checkpoint_every == 0 or stopping:
                     check_losses()
                     checkpointer.save(step, state, iterator)
-                if stop():
+                if stopping:
                     checkpointer.close()
                     raise Preempted(
                         f"stopped by SIGTERM: saved step {step} of {schedule.num_steps} of the "

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from clu import metric_writers
 
 from nvg_jax import visualize
 from nvg_jax.evaluation.reconstruction import codebook_usage_by_stage
@@ -30,6 +29,9 @@ class Report:
         self._directory = directory
         self._is_writer = jax.process_index() == 0
         if self._is_writer:
+            # Not at the top: it imports TensorFlow, which takes seconds and serves training alone.
+            from clu import metric_writers
+
             self._writer = metric_writers.SummaryWriter(directory)
         self._steps: list[Metrics] = []
         self._skipped = 0

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
 
 from nvg_jax.training.report import Report
 
@@ -35,7 +36,7 @@ def test_summary_is_the_mean_over_the_steps(report, tmp_path, caplog):
     report.close()
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     scalars = {
-        tag: float(np.asarray(events.Tensors(tag)[0].tensor_proto.float_val[0]))
+        tag: float(make_ndarray(events.Tensors(tag)[0].tensor_proto))
         for tag in events.Tags()["tensors"]
     }
     assert scalars["loss"] == 2.0
