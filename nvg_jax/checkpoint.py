@@ -59,6 +59,11 @@ class TrainCheckpointer:
         self._directory = _absolute(directory)
         self._architecture = architecture
         self._saving: int | None = None
+        for path in self._directory.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
+            logging.warning(
+                "%s was not written to its end and is removed; the newest complete one is used.",
+                path,
+            )
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(

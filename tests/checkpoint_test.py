@@ -164,10 +164,11 @@ def test_fewer_than_two_cannot_be_kept(tmp_path):
         TrainCheckpointer(tmp_path, ARCHITECTURE, keep=1)
 
 
-def test_half_written_steps_are_ignored_and_cleared_away(directory):
+def test_half_written_steps_are_named_ignored_and_cleared_away(directory, caplog):
     for step in (25, 30):
         shutil.copytree(directory / "20", directory / f"{step}.orbax-checkpoint-tmp")
     with TrainCheckpointer(directory, ARCHITECTURE, keep=2) as checkpointer:
+        assert caplog.text.count("was not written to its end and is removed") == 2
         state, step = checkpointer.restore(ABSTRACT)
         assert step == 20
         checkpointer.save(30, make_state(30))

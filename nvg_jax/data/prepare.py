@@ -48,6 +48,8 @@ def prepare(dataset: str, data_dir: str = "") -> str:
                 f"{', '.join(sorted(formats))}: choose another --data_dir, or remove it"
             )
         return f"{dataset} is already prepared in {builder.data_dir}"
+    if not sys.stderr.isatty():
+        tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(file_format=_FILE_FORMAT)
     except _PREPARATION_ERRORS as error:
