@@ -33,7 +33,7 @@ def cluster_sequentially(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
         pairs = _sequential_pairs(centroids)
         centroids = clustering.take(centroids, pairs).mean(axis=2)
         members = clustering.take(members, pairs).reshape(batch, pairs.shape[1], -1)
-    return jnp.argsort(members[:, 0], axis=1)
+    return clustering.invert(members[:, 0])
 
 
 def _sequential_pairs(points: Float[Array, "B N C"]) -> Int[Array, "B N//2 2"]:

@@ -56,7 +56,7 @@ def _cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
         centroids = take(centroids, pairs).mean(axis=2)  # all clusters are equally large
         members = take(members, pairs).reshape(batch, pairs.shape[1], -1)
     # The root's members are in the order of their labels; the inverse gives each position's label.
-    return jnp.argsort(members[:, 0], axis=1).astype(jnp.int32)
+    return invert(members[:, 0])
 
 
 def _greedy_pairs(points: Float[Array, "B N C"]) -> Int[Array, "B N//2 2"]:
@@ -81,25 +81,31 @@ def _greedy_pairs(points: Float[Array, "B N C"]) -> Int[Array, "B N//2 2"]:
         # Two reductions, as XLA's arg-min is slow on CPU; over the first of the two point axes,
         # so that they run along vectors of columns.
         candidates = jnp.where(free[:, :, None], keys, NEVER)
-        nearest_key = candidates.min(axis=1, keepdims=True)
-        nearest = jnp.where(candidates == nearest_key, index[:, None], num_points).min(axis=1)
+        nearest_key = candidates.min(axis=1)
+        is_nearest = candidates == nearest_key[:, None]
+        nearest = jnp.where(is_nearest, index[:, None], num_points).min(axis=1)
         # The closest pair is mutual anyhow. Naming it makes sure that the rounds end, even if
         # distances (i, j) and (j, i) were rounded differently and led around in a circle.
-        closest = jnp.where(free, nearest_key[:, 0], NEVER).argmin(axis=1, keepdims=True)
+        free_key = jnp.where(free, nearest_key, NEVER)
+        is_closest = free_key == free_key.min(axis=1, keepdims=True)
+        closest = jnp.where(is_closest, index, num_points).min(axis=1, keepdims=True)
         nearest = jnp.where(index == take(nearest, closest), closest, nearest)
         # `free` guards images that are finished, where `nearest` means nothing.
         mutual = free & (take(nearest, nearest) == index)
         return (
             jnp.where(mutual, nearest, partner),
-            jnp.where(mutual, nearest_key[:, 0], pair_key),
+            jnp.where(mutual, nearest_key, pair_key),
         )
 
     start = jnp.full((batch, num_points), -1, jnp.int32), jnp.zeros((batch, num_points), jnp.int32)
     partner, pair_key = jax.lax.while_loop(some_free, pair_mutually_nearest, start)
 
-    # A pair stands at its smaller index; a stable sort by distance is the greedy order.
-    sort_key = jnp.where(index < partner, pair_key, NEVER)
-    smaller = jnp.argsort(sort_key, axis=1, stable=True)[:, : num_points // 2].astype(jnp.int32)
+    # A pair stands at its smaller index; the greedy order is that of the distances, then of the
+    # indices. Each point's rank is counted, as XLA's sort is slow on CPU.
+    key = jnp.where(index < partner, pair_key, NEVER)
+    earlier = key[:, :, None] < key[:, None]
+    earlier |= (key[:, :, None] == key[:, None]) & (index[:, None] < index)
+    smaller = invert(earlier.sum(axis=1, dtype=jnp.int32))[:, : num_points // 2]
     return jnp.stack([smaller, take(partner, smaller)], axis=-1)
 
 
@@ -116,6 +122,18 @@ def distance_keys(points: Float[Array, "B N C"]) -> Int[Array, "B N N"]:
     finite = jnp.where(jnp.isfinite(squared), squared, jnp.finfo(jnp.float32).max)
     keys = jax.lax.bitcast_convert_type(finite, jnp.int32)
     return jnp.where(jnp.eye(points.shape[1], dtype=bool), NEVER, keys)
+
+
+def invert(permutation: Int[Array, "B N"]) -> Int[Array, "B N"]:
+    """The inverse of each row."""
+    batch, length = permutation.shape
+    image = jnp.arange(batch)[:, None]
+    index = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
+    return (
+        jnp.zeros_like(index)
+        .at[image, permutation]
+        .set(index, unique_indices=True, mode="promise_in_bounds")
+    )
 
 
 def take(values: Array, index: Int[Array, "B ..."]) -> Array:

@@ -56,27 +56,23 @@ class Generator(nn.Module):
         )
 
     def setup(self) -> None:
+        shared = {
+            "depth": self.depth,
+            "grid": self.grid,
+            "num_classes": self.num_classes,
+            "drop_path": self.drop_path,
+            "remat": self.remat,
+            "dtype": self.dtype,
+        }
         self.content = ContentModel(
-            depth=self.depth,
             width=self.content_width,
             num_heads=self.content_heads,
-            grid=self.grid,
             latent_channels=self.latent_channels,
             vocab_size=self.vocab_size,
-            num_classes=self.num_classes,
-            drop_path=self.drop_path,
-            remat=self.remat,
-            dtype=self.dtype,
+            **shared,
         )
         self.structure = StructureModel(
-            depth=self.depth,
-            width=self.structure_width,
-            num_heads=self.structure_heads,
-            grid=self.grid,
-            num_classes=self.num_classes,
-            drop_path=self.drop_path,
-            remat=self.remat,
-            dtype=self.dtype,
+            width=self.structure_width, num_heads=self.structure_heads, **shared
         )
 
     def __call__(self, class_id: Int[Array, "B"]) -> None:
@@ -91,37 +87,14 @@ class Generator(nn.Module):
         noisy = jnp.zeros((batch, length, self.last_stage))
         self.velocity(noisy, canvas, structure, stage, jnp.zeros((batch,)), class_id)
 
-    def predict_canvas(
-        self,
-        canvas: Float[Array, "B L C"],
-        structure: Int[Array, "B L"],
-        stage: Int[Array, "B"],
-        class_id: Int[Array, "B"],
-        canvas_scales: Float[Array, "S"],
-        deterministic: bool = True,
-    ) -> Float[Array, "B L C"]:
+    def predict_canvas(self, *args: Any, **options: Any) -> Float[Array, "B L C"]:
         """As `ContentModel.__call__`."""
-        return self.content(canvas, structure, stage, class_id, canvas_scales, deterministic)
+        return self.content(*args, **options)
 
-    def token_logits(
-        self,
-        final_canvas: Float[Array, "B L C"],
-        canvas: Float[Array, "B L C"],
-        labels: Int[Array, "B L"],
-        num_clusters: int,
-    ) -> Float[Array, "B N V"]:
+    def token_logits(self, *args: Any) -> Float[Array, "B N V"]:
         """As `ContentModel.logits`."""
-        return self.content.logits(final_canvas, canvas, labels, num_clusters)
+        return self.content.logits(*args)
 
-    def velocity(
-        self,
-        noisy: Float[Array, "B L K"],
-        canvas: Float[Array, "B L C"],
-        structure: Int[Array, "B L"],
-        stage: Int[Array, "B"],
-        time: Float[Array, "B"],
-        class_id: Int[Array, "B"],
-        deterministic: bool = True,
-    ) -> Float[Array, "B L K"]:
+    def velocity(self, *args: Any, **options: Any) -> Float[Array, "B L K"]:
         """As `StructureModel.__call__`."""
-        return self.structure(noisy, canvas, structure, stage, time, class_id, deterministic)
+        return self.structure(*args, **options)
