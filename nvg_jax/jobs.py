@@ -52,14 +52,16 @@ def train(config: ConfigDict, workdir: str) -> None:
     """
     mesh = sharding.create_mesh()
     tokenizer, generator = build_tokenizer(config), build_generator(config)
-    save_config(config, workdir)
+    task_config = config.generator.training
+    schedule = _schedule(config, task_config, "generator", mesh)
+    # What the samples at the end need is checked before hours of training.
+    requested_classes(config, config.sampling.num_samples)
+    sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
     with jax.set_mesh(mesh), loop.stop_signal() as stop:
         if config.tokenizer.checkpoint:
             tokenizer_variables = _load_tokenizer(config, workdir, tokenizer)
         else:
             tokenizer_variables = _train_tokenizer(config, workdir, tokenizer, mesh, stop)
-        task_config = config.generator.training
-        schedule = _schedule(config, task_config, "generator", mesh)
         task = GeneratorTask(
             generator,
             tokenizer,
@@ -82,6 +84,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 seed=config.seed + 1,
                 stop=stop,
                 initial=initial,
+                begin=lambda: save_config(config, workdir),
             )
     sample(config, workdir)
 
@@ -111,6 +114,7 @@ def _train_tokenizer(
             mesh,
             seed=config.seed,
             stop=stop,
+            begin=lambda: save_config(config, workdir),
             finish=finish,
         )
     return state.ema

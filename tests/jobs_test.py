@@ -153,8 +153,10 @@ def test_a_diverging_loss_stops_and_keeps_the_last_checkpoint(tiny_config, tmp_p
 def test_another_architecture_in_the_workdir_is_named(trained):
     config, workdir = trained
     config.tokenizer.model.vocab_size = 32
+    before = epath.Path(workdir, "config.json").read_text()
     with pytest.raises(UserError, match="codebook 16.*codebook 32|codebook 32.*codebook 16"):
         jobs.train(config, workdir)
+    assert epath.Path(workdir, "config.json").read_text() == before
 
 
 def test_bad_requests_are_one_clear_line(trained):
@@ -162,6 +164,13 @@ def test_bad_requests_are_one_clear_line(trained):
     config.sampling.classes = (3, 10)
     with pytest.raises(UserError, match=r"class 10 .* outside 0\.\.9"):
         jobs.sample(config, workdir)
+
+
+def test_bad_requests_are_noticed_before_training(tiny_config, tmp_path):
+    tiny_config.sampling.classes = (-1,)
+    with pytest.raises(UserError, match="class -1"):
+        jobs.train(tiny_config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
 
 
 def test_positions_that_are_not_a_power_of_two(tiny_config, tmp_path):

@@ -95,6 +95,7 @@ def train(
     seed: int,
     stop: Callable[[], bool] = lambda: False,
     initial: Any | None = None,
+    begin: Callable[[], None] = lambda: None,
     finish: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainState:
     """Brings a task from its last checkpoint, or from nothing, to its last step.
@@ -102,7 +103,8 @@ def train(
     config: the task's training config. iterator: a Grain iterator over this process's batches; its
     position is saved and restored with the state. directory: holds the task's checkpoints and
     summaries. stop: whether to save and leave. initial: variables to start from in place of random
-    ones. finish: turns the trained state into the one that is kept.
+    ones. begin: called once the directory is known to fit the task. finish: turns the trained state
+    into the one that is kept.
 
     A step is a function of the state, the batch, and a key made from `seed` and the step alone, so
     that an interrupted run ends with the same parameters as an uninterrupted one.
@@ -123,6 +125,7 @@ def train(
             jax.eval_shape(random_state, key),
         )
         restored = checkpointer.restore(abstract, iterator)
+        begin()
         if restored is not None:
             state, start = restored
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)
