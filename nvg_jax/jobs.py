@@ -292,9 +292,13 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """
     mesh = sharding.create_mesh()
     with jax.set_mesh(mesh):
-        results = _evaluate_reconstructions(config, workdir, mesh)
+        tokenizer = build_tokenizer(config)
+        variables = _load_tokenizer(config, workdir, tokenizer)
+        results = _evaluate_reconstructions(config, tokenizer, variables, mesh)
         if config.evaluation.num_samples:
-            results |= _evaluate_samples(config, workdir)
+            generator = build_generator(config)
+            learned = _load_generator(config, workdir, generator)
+            results |= _evaluate_samples(config, Model(tokenizer, variables, generator, learned))
     path = epath.Path(workdir) / "evaluation.json"
     path.write_text(json.dumps(results, indent=2) + "\n")
     for name, value in results.items():
@@ -304,10 +308,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     return results
 
 
-def _evaluate_reconstructions(config: ConfigDict, workdir: str, mesh: Mesh) -> dict[str, Any]:
-    tokenizer = build_tokenizer(config)
-    variables = _load_tokenizer(config, workdir, tokenizer)
-
+def _evaluate_reconstructions(
+    config: ConfigDict, tokenizer: Tokenizer, variables: Variables, mesh: Mesh
+) -> dict[str, Any]:
     @jax.jit
     def measure(variables, images, mask):
         sequence, canvases = tokenizer.apply(variables, images, method="tokenize")
@@ -338,9 +341,8 @@ def _evaluate_reconstructions(config: ConfigDict, workdir: str, mesh: Mesh) -> d
     }
 
 
-def _evaluate_samples(config: ConfigDict, workdir: str) -> dict[str, Any]:
+def _evaluate_samples(config: ConfigDict, model: Model) -> dict[str, Any]:
     class_ids = requested_classes(config, config.evaluation.num_samples)
-    model = load_model(config, workdir)
     batches = generate(
         model, sampling_settings(config), class_ids, config.sampling.batch_size, config.seed + 1
     )

@@ -83,6 +83,6 @@ def downsampling(multipliers: Sequence[int]) -> int:
     return 2 ** (len(multipliers) - 1)
 
 
-def clip_to_image(x: Float[Array, ...]) -> Float[Array, ...]:
+def clip_to_image(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """Bounds decoder output to the range of images, [-1, 1]."""
     return jnp.clip(x, -1.0, 1.0)

@@ -44,8 +44,6 @@ class Report:
 
     def write(self, step: int, learning_rate: float) -> None:
         """Summarises the steps since the last call and forgets them."""
-        if not self._steps:
-            return
         summary = _summarise(jax.device_get(self._steps))
         self._steps = []
         now, (last_step, last_time) = time.monotonic(), self._last
