@@ -24,6 +24,16 @@ def get_config(
     data.resize_ratio = 1.125  # Shorter side before the crop, in units of image_size.
     data.num_workers = 16  # Reading processes per host; 0 reads in threads.
 
+    config.token_cache = cache = ml_collections.ConfigDict()
+    cache.directory = ""  # Tokenized images, read in place of images; empty: tokenize on the fly.
+    cache.num_crops = 8  # Random crops of each image that the job `tokenize` writes.
+    cache.batch_size = 256
+    cache.shard_size = 32_768  # Sequences a file.
+
+    config.frozen = frozen = ml_collections.ConfigDict()
+    frozen.directory = ""  # Where `nvg_jax.interop.fetch` put the weights; empty: its default.
+    frozen.random = False  # Random weights in their place, for trials without a download.
+
     config.tokenizer = tokenizer = ml_collections.ConfigDict()
     tokenizer.checkpoint = ""  # Weights to use as they are; empty: train in the workdir.
     tokenizer.model = ml_collections.ConfigDict()
@@ -35,6 +45,7 @@ def get_config(
 
     tokenizer.training = training = ml_collections.ConfigDict()
     training.batch_size = 256
+    training.microbatches = 1  # Parts of a batch whose gradients are added one after the other.
     training.epochs = 100.0
     training.warm_up_epochs = 1.0  # Codebook warm-up.
     training.learning_rate = 1e-4
@@ -46,6 +57,12 @@ def get_config(
     training.weight_decay = 0.0
     training.clip_norm = 1.0
     training.ema_decay = 0.9999
+    training.lpips_weight = 1.0
+    training.adversarial_weight = 0.1
+    training.discriminator = ml_collections.ConfigDict()
+    training.discriminator.input_size = 224  # Images are cropped or shrunk to this side.
+    training.discriminator.weight_decay = 5e-4
+    training.discriminator.lecam_weight = 1e-3
     training.log_every = 100
     training.image_every = 5_000
     training.checkpoint_every = 2_500
@@ -63,11 +80,21 @@ def get_config(
     generator.model.drop_path = 0.1 * depth / 24
     generator.model.remat = True
     generator.model.dtype = "bfloat16"
+    # The ablations of the paper's Table 3 turn these around one at a time.
+    generator.model.noised_canvas = False
+    generator.model.known_structure = True  # In the structure model's input; else pure noise.
+    generator.model.structure_rope = True
+    generator.model.final_canvas = True  # Predicted before the tokens; else tokens directly.
 
     generator.training = training = ml_collections.ConfigDict()
     training.batch_size = 768
+    training.microbatches = 1
     training.epochs = float(epochs)
     training.class_dropout = 0.1
+    training.repa = ml_collections.ConfigDict()
+    training.repa.weight = 0.5
+    training.repa.depth = 8  # Blocks of the content model before the aligned tokens.
+    training.repa.hidden = 2048
     training.learning_rate = 3e-4  # 1e-4 * batch_size / 256
     training.schedule = "linear"
     training.warmup_steps = 1_000

@@ -28,6 +28,8 @@ def get_config():
     training.warmup_steps = 50
     training.warmup_from = 0.01
     training.ema_decay = 0.99
+    training.lpips_weight = 0.0  # The frozen networks know nothing of 16 x 16 digits.
+    training.adversarial_weight = 0.0
     training.log_every = 50
     training.image_every = 200
     training.checkpoint_every = 100
@@ -44,6 +46,7 @@ def get_config():
     training.learning_rate = 3e-3
     training.warmup_steps = 30
     training.ema_decay = 0.98
+    training.repa.weight = 0.0
     training.log_every = 100
     training.image_every = 500
     training.checkpoint_every = 250

@@ -9,7 +9,7 @@ from ml_collections import config_flags
 
 from nvg_jax import cli
 
-JOBS = ("train", "sample", "reconstruct", "evaluate", "export")
+JOBS = ("train", "tokenize", "sample", "reconstruct", "evaluate", "export")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File path of the config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and results.")

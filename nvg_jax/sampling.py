@@ -102,6 +102,11 @@ def sample(
     noise_keys, token_keys, split_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
     if noise is None:
         noise = structure_noise(noise_keys, length, last_stage)
+    canvas_noise = None
+    if generator.noised_canvas:
+        shape = (length, generator.latent_channels)
+        canvas_keys = jax.vmap(jax.random.fold_in, (0, None))(noise_keys, 1)
+        canvas_noise = jax.vmap(lambda key: jax.random.normal(key, shape))(canvas_keys)
     class_and_none = jnp.concatenate([class_id, jnp.full_like(class_id, generator.num_classes)])
     canvas_scales = tokenizer_variables["stats"]["quantizer"]["canvas_scales"]
     stages = last_stage + 1
@@ -112,8 +117,8 @@ def sample(
         "top_p": jnp.asarray(top_p_schedule(settings.top_p, last_stage), jnp.float32),
     }
 
-    def generate(method, *args):
-        return generator.apply(generator_variables, *args, method=method)
+    def generate(method, *args, **options):
+        return generator.apply(generator_variables, *args, **options, method=method)
 
     def guided(predict, guidance):
         """Runs `predict` with and without the class at once, and moves away from "without"."""
@@ -121,7 +126,7 @@ def sample(
         return without + guidance * (with_class - without)
 
     def twice(x):
-        return jnp.concatenate([x, x])
+        return None if x is None else jnp.concatenate([x, x])
 
     def content(canvas, structure, at):
         """The tokens of a stage, one for each of L clusters of which the first 2^stage exist."""
@@ -130,7 +135,13 @@ def sample(
 
         def predict(class_ids):
             final_canvas = generate(
-                "predict_canvas", twice(canvas), twice(structure), stage, class_ids, canvas_scales
+                "predict_canvas",
+                twice(canvas),
+                twice(structure),
+                stage,
+                class_ids,
+                canvas_scales,
+                noise=twice(canvas_noise),
             )
             return generate("token_logits", final_canvas, twice(canvas), twice(labels), length)
 
@@ -145,7 +156,7 @@ def sample(
     def flow_scores(canvas, structure, at):
         """Integrates the flow from noise; the stage's own channel scores which half is which."""
         stage = jnp.full((2 * batch,), at["stage"])
-        known = jnp.arange(last_stage) < at["stage"]
+        known = (jnp.arange(last_stage) < at["stage"]) & generator.known_structure
         bits = granularity.structure_embedding(structure, at["stage"]) - 1.0
         times = jnp.asarray(flow_times(settings.flow_steps, length), jnp.float32)
 

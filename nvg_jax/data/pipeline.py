@@ -15,36 +15,29 @@ seed and nothing else: not on the number of workers, nor on that of processes.
 """
 
 import dataclasses
+import functools
 import io
 import logging
 import math
-import multiprocessing
-import os
 import shlex
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from absl import flags
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from nvg_jax.data import digits  # noqa: F401  Its import registers the dataset with TFDS.
+from nvg_jax.data import digits, photos  # noqa: F401  Importing registers them with TFDS.
+from nvg_jax.data.stream import read_ahead, training_stream
 from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 
 # What Pillow raises for damaged files of the formats it reads.
 _DECODING_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
-
-# Arrays from here on come from a worker through shared memory, smaller ones faster through its
-# pipe. What waits there has to fit the pipe, or a worker that is told to stop could not.
-_MIN_SHARED_MEMORY_BYTES = 2**13
 
 
 def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -105,21 +98,45 @@ def train_iterator(
         than one batch of all processes; while iterating, not one image of a batch is decodable.
     """
     examples = _open(config, config.train_split)
-    global_batch_size = batch_size * process_count
-    if len(examples) < global_batch_size:
-        raise UserError(
-            f"split {config.train_split!r} of {config.dataset} has {len(examples)} examples, "
-            f"fewer than one batch of {global_batch_size}: lower the batch size"
-        )
-    images = grain.MapDataset.range(len(examples)).seed(seed).shuffle().repeat()
-    images = images.random_map(examples.training_example)
+    return training_stream(
+        f"split {config.train_split!r} of {config.dataset}",
+        len(examples),
+        examples.training_example,
+        _finish,
+        batch_size=batch_size,
+        seed=seed,
+        process_index=process_index,
+        process_count=process_count,
+        num_workers=config.num_workers,
+    )
 
-    def batches_from(position: int) -> grain.IterDataset:
-        share = images[position + process_index :: process_count]
-        batches = share.batch(batch_size, drop_remainder=True)
-        return _read_ahead(batches, config.num_workers).map(_fill_skipped).map(_to_model_types)
 
-    return _TrainIterator(batches_from, global_batch_size)
+def crop_batches(
+    config: ConfigDict, split: str, starts: Sequence[int], *, batch_size: int, seed: int
+) -> grain.DatasetIterator:
+    """Random training crops by number, for whoever needs the very same ones again.
+
+    Crop n is the (n // N)-th of image n % N, of the N images of the split; it depends on the seed
+    and n alone. An image that cannot be decoded is named in the log, and another one of its batch
+    stands in its place. Call `close` to end the worker processes.
+
+    Args:
+      config: `config.data`.
+      split: e.g. 'train'.
+      starts: the first number of each batch; a batch holds that crop and those that follow.
+      batch_size: crops per batch.
+      seed: of the crops, at least 0.
+
+    Returns:
+      Iterator over as many batches as there are `starts`, like those of `train_iterator`.
+
+    Raises:
+      UserError: as `train_iterator`, but for the size of the split.
+    """
+    examples = _open(config, split)
+    crop = functools.partial(examples.numbered_crop, starts, batch_size, seed)
+    crops = grain.MapDataset.range(len(starts) * batch_size).map(crop)
+    return iter(read_ahead(crops.batch(batch_size), config.num_workers).map(_finish))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,44 +196,8 @@ def evaluation_batches(
     num_batches = math.ceil(len(examples) / (batch_size * process_count))
     images = grain.MapDataset.range(num_batches * batch_size * process_count)
     batches = images.map(examples.evaluation_example).batch(batch_size)
-    share = _read_ahead(batches[process_index::process_count], config.num_workers)
+    share = read_ahead(batches[process_index::process_count], config.num_workers)
     return EvaluationBatches(share.map(_to_model_types), num_batches, len(examples))
-
-
-class _TrainIterator(grain.DatasetIterator):
-    """Its state is the position in the stream of all processes, whoever reads it.
-
-    The states of Grain's own iterators hold that of every worker, so that a run could not be
-    continued with another number of them.
-    """
-
-    def __init__(
-        self, batches_from: Callable[[int], grain.IterDataset], global_batch_size: int
-    ) -> None:
-        super().__init__()
-        self._batches_from = batches_from
-        self._global_batch_size = global_batch_size
-        self._position = 0
-        self._batches: grain.DatasetIterator | None = None
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        if self._batches is None:
-            self._batches = iter(self._batches_from(self._position))
-        batch = next(self._batches)
-        self._position += self._global_batch_size
-        return batch
-
-    def get_state(self) -> dict[str, int]:
-        return {"position": self._position}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self.close()
-        self._position = state["position"]
-
-    def close(self) -> None:
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +225,11 @@ class _Examples:
             return {"image": self._black(), "label": 0, "skipped": 1}
         left, top = (int(rng.integers(side - self.image_size + 1)) for side in image.size)
         return {"image": self._crop(image, left, top), "label": label, "skipped": 0}
+
+    def numbered_crop(self, starts: Sequence[int], batch_size: int, seed: int, index: int) -> dict:
+        number = starts[index // batch_size] + index % batch_size
+        turn, image = divmod(number, len(self))
+        return self.training_example(image, np.random.default_rng((seed, turn, image)))
 
     def evaluation_example(self, index: int) -> dict:
         if index >= len(self):
@@ -338,36 +324,6 @@ def _num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
         ) from error
 
 
-def _read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
-    """Makes a few batches ahead, in a thread of this process or in worker processes."""
-    if not num_workers:
-        # More threads would only contend for the interpreter's lock.
-        return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    if not flags.FLAGS.is_parsed():
-        # Grain's workers read absl flags, which nobody parses in a notebook or a test.
-        flags.FLAGS.mark_as_parsed()
-    options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_MEMORY_BYTES)
-    return grain.experimental.WithOptionsIterDataset(
-        batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), options
-    ).mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
-        worker_init_fn=_start_worker,
-    )
-
-
-def _start_worker(worker_index: int, worker_count: int) -> None:
-    # A signal to the whole process group is for the main process, which may still have to save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    # Grain's workers would outlive a main process that is killed.
-    threading.Thread(target=_end_with_main_process, daemon=True).start()
-
-
-def _end_with_main_process() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
 def _fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Puts the next decodable example of the batch, cyclically, where one was skipped."""
     (decoded,) = np.nonzero(batch["skipped"] == 0)
@@ -378,6 +334,10 @@ def _fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise UserError(f"not one image of a batch of {count} can be decoded: see the log")
     rows = decoded[np.searchsorted(decoded, np.arange(count)) % len(decoded)]
     return batch | {"image": batch["image"][rows], "label": batch["label"][rows]}
+
+
+def _finish(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return _to_model_types(_fill_skipped(batch))
 
 
 def _to_model_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

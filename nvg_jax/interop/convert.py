@@ -6,10 +6,6 @@
 Nothing that a checkpoint names is run or imported. The weights stay under their own licence.
 """
 
-import pickle
-from collections import OrderedDict
-from typing import Any
-
 import numpy as np
 from absl import flags
 from etils import epath
@@ -19,6 +15,7 @@ from nvg_jax import cli
 from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
 from nvg_jax.interop import released
+from nvg_jax.interop.torch_file import float_arrays, read_torch_file
 from nvg_jax.models.build import build_generator, build_tokenizer
 
 
@@ -55,38 +52,11 @@ def load_state_dict(path: str) -> dict[str, np.ndarray]:
     UserError: PyTorch is not installed, or the file is missing, damaged, no Lightning checkpoint,
     or names what PyTorch's restricted unpickler refuses.
     """
-    try:
-        import torch
-    except ImportError:
-        raise UserError(
-            "reading PyTorch checkpoints needs PyTorch: pip install -r requirements-convert.txt"
-        ) from None
-    try:
-        # Beside the weights Lightning keeps what a training needs to go on, in classes of its own
-        # and of the trained program. They are read as empty stand-ins.
-        unknown = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        with torch.serialization.safe_globals([(_NotRead, name) for name in unknown]):
-            checkpoint = torch.load(path, weights_only=True, map_location="cpu", mmap=True)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, EOFError, RuntimeError, TypeError, ValueError) as error:
-        refused = str(error).replace("\n", " ")
-        raise UserError(f"{path} is not a checkpoint that is safe to read: {refused}") from None
+    checkpoint = read_torch_file(path)
     state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
     if not isinstance(state_dict, dict):
         raise UserError(f"{path} is not a Lightning checkpoint: it holds no state_dict")
-    return {
-        name: tensor.detach().float().numpy()
-        for name, tensor in state_dict.items()
-        if isinstance(tensor, torch.Tensor)
-    }
-
-
-class _NotRead:
-    """Stands in for a class or function that a checkpoint names; swallows what it is given."""
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict:
-        return OrderedDict()  # The one type on which the restricted unpickler allows everything.
+    return float_arrays(state_dict)
 
 
 def main() -> None:

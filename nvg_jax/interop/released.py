@@ -1,27 +1,20 @@
 """The authors' released PyTorch weights as variables of our modules: names and layouts, no PyTorch.
 
-A released `state_dict` is a flat dict of tensors: convolutions [out, in, height, width], linear
-layers [out, in], one entry per transformer block. Each table below turns the path of one of our
-parameters into the release's name of it; `{}` stands for the index along our leading axis, over
-which the release keeps separate tensors.
+Each table below turns the path of one of our parameters into the release's name of it, as
+`translate.Release` describes.
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from jaxtyping import Float
 
 from nvg_jax.errors import UserError
+from nvg_jax.interop.translate import Release, Tensors, parameter_shapes, translate
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.tokenizer import Tokenizer
-
-Tensors = Mapping[str, np.ndarray]
 
 # 1 / std of the released tokenizer's canvases, before each stage and after the last.
 PUBLISHED_CANVAS_SCALES = np.array(
@@ -79,8 +72,8 @@ def tokenizer_variables(
     expected or of another shape.
     """
     side = tokenizer.image_size
-    shapes = _parameter_shapes(tokenizer, jnp.zeros((1, side, side, 3)))
-    params = _translate(state_dict, shapes, _TOKENIZER_ROOTS, _TOKENIZER_NAMES)
+    shapes = parameter_shapes(tokenizer, jnp.zeros((1, side, side, 3)))
+    params = translate(_averaged(state_dict, _TOKENIZER_ROOTS), shapes, _release(_TOKENIZER_NAMES))
     scales = PUBLISHED_CANVAS_SCALES if canvas_scales is None else canvas_scales
     if len(scales) != tokenizer.last_stage + 2:
         raise UserError(
@@ -95,8 +88,9 @@ def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, 
 
     UserError names every tensor that is missing, not expected or of another shape.
     """
-    shapes = _parameter_shapes(generator, jnp.zeros((1,), jnp.int32))
-    return {"params": _translate(state_dict, shapes, _GENERATOR_ROOTS, _GENERATOR_NAMES)}
+    shapes = parameter_shapes(generator, jnp.zeros((1,), jnp.int32))
+    tensors = _averaged(state_dict, _GENERATOR_ROOTS)
+    return {"params": translate(tensors, shapes, _release(_GENERATOR_NAMES))}
 
 
 def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
@@ -105,47 +99,6 @@ def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
         if name in state_dict:
             return np.asarray(state_dict[name], np.float32)
     raise UserError(f"the generator's checkpoint has no tensor {CANVAS_SCALES_NAME}")
-
-
-def _parameter_shapes(module: nn.Module, example: jax.Array) -> dict[str, tuple[int, ...]]:
-    """Shape by path (`encoder/conv_in/kernel`) of every parameter of a module."""
-    variables = jax.eval_shape(module.init, jax.random.key(0), example)
-    flat = traverse_util.flatten_dict(variables["params"], sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
-
-
-def _translate(
-    state_dict: Tensors,
-    shapes: Mapping[str, tuple[int, ...]],
-    roots: tuple[str, ...],
-    table: tuple[tuple[str, str], ...],
-) -> dict[str, Any]:
-    tensors = _averaged(state_dict, roots)
-    unexpected = {name for name in tensors if not _IGNORED.search(name)}
-    params, problems = {}, []
-    for path, shape in shapes.items():
-        name = _released_name(path, table)
-        stacked = "{}" in name
-        names = [name.format(index) for index in range(shape[0])] if stacked else [name]
-        unexpected.difference_update(names)
-        expected = _released_shape(path, shape[1:] if stacked else shape)
-        found = {name: tensors[name] for name in names if name in tensors}
-        problems += [f"{name} is missing" for name in names if name not in found]
-        problems += [
-            f"{name} is {list(tensor.shape)}, not {list(expected)}"
-            for name, tensor in found.items()
-            if tensor.shape != expected
-        ]
-        if not problems:
-            layers = [_input_before_output(tensor, path) for tensor in found.values()]
-            params[path] = np.stack(layers).reshape(shape).astype(np.float32)
-    problems += [f"{name} is not expected" for name in sorted(unexpected)]
-    if problems:
-        raise UserError(
-            f"the checkpoint does not fit the config's model: {'; '.join(problems)}. Choose the "
-            "config that describes the checkpoint"
-        )
-    return traverse_util.unflatten_dict(params, sep="/")
 
 
 def _averaged(state_dict: Tensors, roots: tuple[str, ...]) -> Tensors:
@@ -160,22 +113,11 @@ def _averaged(state_dict: Tensors, roots: tuple[str, ...]) -> Tensors:
     }
 
 
-def _released_name(path: str, table: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in table:
-        path = re.sub(pattern, replacement, path)
-    return path.replace("/", ".")
-
-
-def _released_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if path.endswith("kernel"):
-        return shape[-1], shape[-2], *shape[:-2]
-    if path.endswith("start_canvas"):
-        return 1, *shape
-    return shape
-
-
-def _input_before_output(tensor: np.ndarray, path: str) -> np.ndarray:
-    """Kernels from [out, in, height, width] or [out, in] to our axes, the channels last."""
-    if path.endswith("kernel"):
-        return tensor.transpose(*range(2, tensor.ndim), 1, 0)
-    return tensor
+def _release(names: tuple[tuple[str, str], ...]) -> Release:
+    return Release(
+        names=names,
+        ignored=_IGNORED,
+        misfit="the checkpoint does not fit the config's model",
+        advice="Choose the config that describes the checkpoint",
+        leading_axis=re.compile(r"start_canvas$"),
+    )

@@ -70,4 +70,8 @@ def build_generator(config: ConfigDict) -> Generator:
         drop_path=model.drop_path,
         remat=model.remat,
         dtype=jnp.dtype(model.dtype),
+        structure_rope=model.structure_rope,
+        final_canvas=model.final_canvas,
+        noised_canvas=model.noised_canvas,
+        known_structure=model.known_structure,
     )

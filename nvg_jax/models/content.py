@@ -23,7 +23,14 @@ from nvg_jax.models.transformer import (
 class ContentModel(nn.Module):
     """Predicts the final canvas from the canvas of a stage, and from that the stage's tokens.
 
-    Class ids are `0..num_classes - 1`; `num_classes` itself stands for "no class".
+    Class ids are `0..num_classes - 1`; `num_classes` itself stands for "no class". `tap`: as in
+    `Stack`. The switches below are the ablations of Table 3, set to the full method.
+
+    structure_rope: whether RoPE tells the blocks which cluster a position belongs to.
+    final_canvas: whether the tokens follow from a predicted final canvas minus the canvas so far;
+        else they follow from the head's output directly.
+    noised_canvas: whether the canvas is blended with noise, all noise at stage 0 and none once it
+        is finished, in place of the learned start canvas.
     """
 
     depth: int
@@ -36,17 +43,23 @@ class ContentModel(nn.Module):
     drop_path: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+    tap: int = 0
+    structure_rope: bool = True
+    final_canvas: bool = True
+    noised_canvas: bool = False
 
     def setup(self) -> None:
         num_positions = self.grid[0] * self.grid[1]
-        num_stages = granularity.last_stage(num_positions) + 1
+        self.num_stages = granularity.last_stage(num_positions) + 1
         self.start_canvas = self.param(
             "start_canvas", embedding_init, (num_positions, self.latent_channels)
         )
         self.canvas_embed = dense(self.width, self.dtype)
         self.class_embed = embed(self.num_classes + 1, self.width)
-        self.stage_embed = embed(num_stages, self.width)
-        self.stack = Stack(self.depth, self.num_heads, self.drop_path, self.remat, self.dtype)
+        self.stage_embed = embed(self.num_stages, self.width)
+        self.stack = Stack(
+            self.depth, self.num_heads, self.drop_path, self.remat, self.dtype, self.tap
+        )
         self.final_head = Head(self.latent_channels, self.dtype)
         self.token_head = dense(self.vocab_size, jnp.float32)
 
@@ -58,21 +71,27 @@ class ContentModel(nn.Module):
         class_id: Int[Array, "B"],
         canvas_scales: Float[Array, "S"],
         deterministic: bool = True,
+        noise: Float[Array, "B L C"] | None = None,
     ) -> Float[Array, "B L C"]:
         """The predicted final canvas.
 
         canvas: what stages before `stage` have painted. structure: only the top `stage` bits count.
         canvas_scales: 1 / std of the tokenizer's canvases. Random keys: `drop_path`, unless
-        deterministic.
+        deterministic. noise: normal, of the image, for a model with `noised_canvas`.
         """
         scaled = canvas * canvas_scales[stage][:, None, None]
-        scaled = jnp.where((stage == 0)[:, None, None], self.start_canvas, scaled)
+        if self.noised_canvas:
+            share = (1.0 - stage / self.num_stages)[:, None, None]
+            scaled = share * noise + (1.0 - share) * scaled
+        else:
+            scaled = jnp.where((stage == 0)[:, None, None], self.start_canvas, scaled)
         class_token = self.class_embed(class_id)
         vector = class_token + self.stage_embed(stage)
         x = jnp.concatenate(
             [class_token[:, None].astype(self.dtype), self.canvas_embed(scaled)], axis=1
         )
-        ids = rope_ids(granularity.structure_embedding(structure, stage), self.grid)
+        known = stage if self.structure_rope else jnp.zeros_like(stage)
+        ids = rope_ids(granularity.structure_embedding(structure, known), self.grid)
         x = self.stack(x, vector, with_class_token(ids), deterministic)
         return self.final_head(x[:, 1:], vector) / canvas_scales[-1]
 
@@ -84,5 +103,5 @@ class ContentModel(nn.Module):
         num_clusters: int,
     ) -> Float[Array, "B N V"]:
         """Token logits of each cluster, from what is still missing on the canvas there."""
-        missing = granularity.cluster_mean(final_canvas - canvas, labels, num_clusters)
-        return self.token_head(missing)
+        missing = final_canvas - canvas if self.final_canvas else final_canvas
+        return self.token_head(granularity.cluster_mean(missing, labels, num_clusters))

@@ -17,7 +17,13 @@ class Generator(nn.Module):
     """Both models with the same number of blocks, over the positions and codes of one tokenizer.
 
     The paper's model of depth d has content width 64 d with d heads, and structure width 32 d with
-    d / 2 heads. `num_classes` is also the class id of "no class".
+    d / 2 heads. `num_classes` is also the class id of "no class". The switches `structure_rope`,
+    `final_canvas`, `noised_canvas` (see `ContentModel`) and `known_structure` are the ablations of
+    Table 3, set to the full method.
+
+    tap: blocks of the content model after which its tokens are sown (see `Stack`); 0: none.
+    known_structure: whether the flow's state holds the known structure in the channels of earlier
+        stages; else they are noise like the others, and only RoPE knows the structure.
     """
 
     depth: int
@@ -32,6 +38,11 @@ class Generator(nn.Module):
     drop_path: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+    tap: int = 0
+    structure_rope: bool = True
+    final_canvas: bool = True
+    noised_canvas: bool = False
+    known_structure: bool = True
 
     @property
     def num_positions(self) -> int:
@@ -48,11 +59,18 @@ class Generator(nn.Module):
     @property
     def architecture(self) -> str:
         """What a checkpoint has to agree with, in one line."""
+        ablations = {
+            "no structure RoPE": not self.structure_rope,
+            "direct content": not self.final_canvas,
+            "noised canvas": self.noised_canvas,
+            "pure-noise structure": not self.known_structure,
+        }
+        ablated = "".join(f", {name}" for name, chosen in ablations.items() if chosen)
         return (
             f"generator(depth {self.depth}, content {self.content_width} x {self.content_heads} "
             f"heads, structure {self.structure_width} x {self.structure_heads} heads, "
             f"{self.num_positions} positions x {self.latent_channels}, codebook {self.vocab_size}, "
-            f"{self.num_classes} classes)"
+            f"{self.num_classes} classes{ablated})"
         )
 
     def setup(self) -> None:
@@ -63,12 +81,16 @@ class Generator(nn.Module):
             "drop_path": self.drop_path,
             "remat": self.remat,
             "dtype": self.dtype,
+            "structure_rope": self.structure_rope,
         }
         self.content = ContentModel(
             width=self.content_width,
             num_heads=self.content_heads,
             latent_channels=self.latent_channels,
             vocab_size=self.vocab_size,
+            tap=self.tap,
+            final_canvas=self.final_canvas,
+            noised_canvas=self.noised_canvas,
             **shared,
         )
         self.structure = StructureModel(
@@ -82,7 +104,7 @@ class Generator(nn.Module):
         structure = jnp.zeros((batch, length), jnp.int32)
         stage = jnp.zeros((batch,), jnp.int32)
         scales = jnp.ones((self.last_stage + 2,))
-        final_canvas = self.predict_canvas(canvas, structure, stage, class_id, scales)
+        final_canvas = self.predict_canvas(canvas, structure, stage, class_id, scales, noise=canvas)
         self.token_logits(final_canvas, canvas, structure, 1)
         noisy = jnp.zeros((batch, length, self.last_stage))
         self.velocity(noisy, canvas, structure, stage, jnp.zeros((batch,)), class_id)

@@ -26,6 +26,7 @@ class StructureModel(nn.Module):
     """Predicts the velocity of the structure channels from the canvas after a stage.
 
     Class ids are `0..num_classes - 1`; `num_classes` itself stands for "no class".
+    `structure_rope`: whether RoPE tells the blocks the known structure (ablation of Table 3).
     """
 
     depth: int
@@ -36,6 +37,7 @@ class StructureModel(nn.Module):
     drop_path: float = 0.0
     remat: bool = False
     dtype: Any = jnp.float32
+    structure_rope: bool = True
 
     @nn.compact
     def __call__(
@@ -67,7 +69,8 @@ class StructureModel(nn.Module):
             ],
             axis=1,
         )
-        bits = granularity.structure_embedding(structure, stage)
+        known = stage if self.structure_rope else jnp.zeros_like(stage)
+        bits = granularity.structure_embedding(structure, known)
         canvas_ids = rope_ids(bits, self.grid, CANVAS_ROLE)
         ids = jnp.concatenate([canvas_ids, rope_ids(bits, self.grid)], axis=1)
         x = Stack(self.depth, self.num_heads, self.drop_path, self.remat, self.dtype, name="stack")(

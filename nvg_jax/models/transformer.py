@@ -128,7 +128,7 @@ class Block(nn.Module):
         drop_path: Float[Array, ""],
         vector: Float[Array, "B D"],
         rope: Rotation,
-    ) -> tuple[Float[Array, "B T D"], None]:
+    ) -> Float[Array, "B T D"]:
         width = x.shape[-1]
         modulation = dense(3 * width, self.dtype, "modulation")(nn.silu(vector))[:, None]
         shift, scale, gate = jnp.split(modulation, 3, axis=-1)
@@ -144,7 +144,7 @@ class Block(nn.Module):
         )
         if not self.deterministic:
             update *= self._survival(drop_path, x.shape[0])
-        return x + gate * update, None
+        return x + gate * update
 
     def _survival(self, drop_path: Float[Array, ""], batch: int) -> Float[Array, "B 1 1"]:
         """Stochastic depth: the samples that keep this block, scaled to keep the expectation."""
@@ -156,7 +156,8 @@ class Stack(nn.Module):
     """Blocks stacked by `nn.scan`, so that compile time does not grow with depth.
 
     Parameters carry a leading axis of length `depth`. Drop path rises linearly from 0 in the first
-    block to `drop_path` in the last. `remat` recomputes each block in the backward pass.
+    block to `drop_path` in the last. `remat` recomputes each block in the backward pass. The tokens
+    after the first `tap` blocks are sown as `tapped` in the collection `intermediates`; 0: none.
     """
 
     depth: int
@@ -164,6 +165,7 @@ class Stack(nn.Module):
     drop_path: float
     remat: bool
     dtype: Any
+    tap: int = 0
 
     @nn.compact
     def __call__(
@@ -173,21 +175,28 @@ class Stack(nn.Module):
         ids: Float[Array, "B T A"],
         deterministic: bool,
     ) -> Float[Array, "B T D"]:
-        block = Block
-        if self.remat:
-            block = nn.remat(Block, prevent_cse=False)
+        block_class = nn.remat(Block, prevent_cse=False) if self.remat else Block
+        block = block_class(self.num_heads, deterministic, self.dtype, name="blocks")
+
+        def body(block, carry, number, rate, vector, rope):
+            x, tapped = carry
+            x = block(x, rate, vector, rope)
+            # Carried along and not collected: the backward pass keeps no copy of it for each block.
+            return (x, jnp.where(number == self.tap, x, tapped)), None
+
         blocks = nn.scan(
-            block,
+            body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=self.depth,
         )
+        numbers = jnp.arange(1, self.depth + 1)
         rates = jnp.linspace(0.0, self.drop_path, self.depth)
         rope = rotation(rope_angles(ids, x.shape[-1] // self.num_heads))
-        x, _ = blocks(self.num_heads, deterministic, self.dtype, name="blocks")(
-            x, rates, vector, rope
-        )
+        (x, tapped), _ = blocks(block, (x, x), numbers, rates, vector, rope)
+        if self.tap:
+            self.sow("intermediates", "tapped", tapped)
         return x
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from typing import Any
 
@@ -9,14 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nvg_jax import sampling, visualize
+from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
+from nvg_jax.frozen import vit
+from nvg_jax.frozen.weights import Frozen
+from nvg_jax.granularity import GranularitySequence
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.training import losses, optimizer
+from nvg_jax.training import accumulation, flops, losses, optimizer
+from nvg_jax.training.repa import Projector, misalignment
 from nvg_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
@@ -25,7 +31,8 @@ Batch = dict[str, jax.Array]
 class GeneratorTask:
     """Content and structure losses over all stages, on images tokenized on the fly.
 
-    The total is a sum of named terms: what else guides the content model is added beside them.
+    A batch may also hold tokenized images in place of images. With a weight for REPA, the content
+    model's tokens are aligned with DINOv2's features of the image.
     """
 
     name = "generator"
@@ -38,65 +45,141 @@ class GeneratorTask:
         config: ConfigDict,
         num_steps: int,
         settings: sampling.Settings,
+        dinov2: Frozen | None = None,
     ):
-        """config: the generator's training config. settings: for the pictures on the way."""
-        self.generator = generator
+        """config: the generator's training config. settings: for the pictures on the way.
+
+        UserError if REPA aligns a block that the generator does not have.
+        """
         self.tokenizer = tokenizer
-        self.tokenizer_variables = tokenizer_variables
         self.architecture = generator.architecture
+        self._frozen = {"tokenizer": tokenizer_variables}
+        self._projector = None
+        if config.repa.weight:
+            if not 1 <= config.repa.depth <= generator.depth:
+                raise UserError(
+                    f"config.generator.training.repa.depth={config.repa.depth} is not one of the "
+                    f"{generator.depth} blocks: choose one of them, or set repa.weight to 0"
+                )
+            self._dinov2 = dinov2.module.clone(dtype=generator.dtype)
+            self._frozen["dinov2"] = dinov2.variables
+            self._projector = Projector(config.repa.hidden, self._dinov2.width, generator.dtype)
+            generator = generator.clone(tap=config.repa.depth)
+        self.generator = generator
+        self._weights = {"repa": config.repa.weight}
         self._class_dropout = config.class_dropout
         self._ema_decay = config.ema_decay
+        self._microbatches = config.microbatches
         self._optimizer = optimizer.create(config, num_steps)
         self._settings = settings
 
     def init_variables(self, key: jax.Array) -> Any:
         return self.generator.init(key, self.generator.example())
 
-    def init_state(self, variables: Any) -> TrainState:
-        return TrainState.create(variables, self._optimizer)
+    def init_state(self, variables: Any, key: jax.Array) -> TrainState:
+        helpers = {}
+        if self._projector:
+            tokens = jnp.zeros((1, self.generator.content_width))
+            helpers["projector"] = self._projector.init(key, tokens)["params"]
+        return TrainState.create(variables, self._optimizer, helpers)
 
     def step(
         self, state: TrainState, batch: Batch, key: jax.Array, step: int
     ) -> tuple[TrainState, dict[str, Array]]:
         """One optimizer step; `state` is donated."""
-        return self._step(state, self.tokenizer_variables, batch, key)
+        return self._step(state, self._frozen, batch, key)
+
+    def count_flops(self, state: TrainState, batch: Batch, key: jax.Array) -> float:
+        """Without what is computed once more to save memory."""
+        once = copy.copy(self)
+        once.generator = self.generator.clone(remat=False)
+        return flops.count(once._step, state, self._frozen, batch, key)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _step(
-        self, state: TrainState, tokenizer_variables: Any, batch: Batch, key: jax.Array
+        self, state: TrainState, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        class_id, batch_size = batch["label"], batch["label"].shape[0]
-        length, last_stage = self.generator.num_positions, self.generator.last_stage
-        dropout_key, path_key, noise_key, time_key = jax.random.split(key, 4)
-        sequence, canvases = self.tokenizer.apply(
-            tokenizer_variables, batch["image"], method="tokenize"
-        )
-        dropped = jax.random.bernoulli(dropout_key, self._class_dropout, (batch_size,))
-        class_id = jnp.where(dropped, self.generator.num_classes, class_id)
-        noise = jax.random.normal(noise_key, (batch_size, length, last_stage))
-        time = jax.nn.sigmoid(jax.random.normal(time_key, (batch_size, last_stage - 1)))
-        rngs = {"drop_path": path_key}
-        scales = tokenizer_variables["stats"]["quantizer"]["canvas_scales"]
+        loss_key, draw_key = jax.random.split(key)
+        # Drawn for the whole batch, so that it does not matter how it is divided.
+        batch = {**batch, **self._draws(batch["label"].shape[0], draw_key)}
 
-        def loss_fn(params):
+        def loss_fn(params, batch, key):
             variables = {"params": params}
+            sequence, canvases = self._tokenized(frozen["tokenizer"], batch)
+            dropped = batch["class_dropped"]
+            class_id = jnp.where(dropped, self.generator.num_classes, batch["label"])
+            rngs = {"drop_path": key}
             by_stage = losses.content_losses(
-                self.generator, variables, sequence, canvases, class_id, scales, rngs
+                self.generator,
+                variables,
+                sequence,
+                canvases,
+                class_id,
+                frozen["tokenizer"]["stats"]["quantizer"]["canvas_scales"],
+                rngs,
+                batch.get("canvas_noise"),
+                self._alignment(frozen, params, batch) if self._projector else None,
             )
             by_stage["structure"] = losses.structure_losses(
-                self.generator, variables, sequence, canvases, class_id, noise, time, rngs
+                self.generator,
+                variables,
+                sequence,
+                canvases,
+                class_id,
+                batch["structure_noise"],
+                batch["flow_time"],
+                rngs,
             )
-            return sum(jnp.mean(losses_) for losses_ in by_stage.values()), by_stage
+            terms = {name: jnp.mean(value) for name, value in by_stage.items()}
+            loss = sum(self._weights.get(name, 1.0) * term for name, term in terms.items())
+            metrics = {
+                "loss": loss,
+                **terms,
+                **{f"{name}_by_stage": value for name, value in by_stage.items()},
+                "token_counts": token_counts(sequence.tokens, self.generator.vocab_size),
+            }
+            return loss, metrics
 
-        (loss, by_stage), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        metrics = {
-            "loss": loss,
-            **{name: jnp.mean(value) for name, value in by_stage.items()},
-            **{f"{name}_by_stage": value for name, value in by_stage.items()},
-            "gradient_norm": optax.tree.norm(grads),
-            "token_counts": token_counts(sequence.tokens, self.generator.vocab_size),
-        }
+        grads, metrics = accumulation.gradients(
+            loss_fn, state.params, batch, loss_key, self._microbatches
+        )
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         return state.update(grads, self._optimizer, self._ema_decay), metrics
+
+    def _draws(self, batch_size: int, key: jax.Array) -> Batch:
+        """The random numbers of every image."""
+        length, last_stage = self.generator.num_positions, self.generator.last_stage
+        dropout_key, noise_key, time_key, canvas_key = jax.random.split(key, 4)
+        draws = {
+            "class_dropped": jax.random.bernoulli(dropout_key, self._class_dropout, (batch_size,)),
+            "structure_noise": jax.random.normal(noise_key, (batch_size, length, last_stage)),
+            "flow_time": jax.nn.sigmoid(jax.random.normal(time_key, (batch_size, last_stage - 1))),
+        }
+        if self.generator.noised_canvas:
+            shape = (batch_size, length, self.generator.latent_channels)
+            draws["canvas_noise"] = jax.random.normal(canvas_key, shape)
+        return draws
+
+    def _tokenized(
+        self, variables: Any, batch: Batch
+    ) -> tuple[GranularitySequence, Float[Array, "B S L C"]]:
+        """The sequences of a batch and their canvases."""
+        if "image" in batch:
+            return self.tokenizer.apply(variables, batch["image"], method="tokenize")
+        sequence = GranularitySequence(batch["structure"], batch["tokens"])
+        return sequence, self.tokenizer.apply(variables, sequence, method="canvases")
+
+    def _alignment(self, frozen: Any, params: Any, batch: Batch):
+        """The loss by stage of tapped tokens."""
+        features = vit.dinov2_features(
+            self._dinov2, frozen["dinov2"], batch["image"], self.generator.grid
+        )
+
+        def loss(tokens: Float[Array, "B K1 L D"]) -> Float[Array, "K1"]:
+            projected = self._projector.apply({"params": params["projector"]}, tokens)
+            return misalignment(projected, jax.lax.stop_gradient(features))
+
+        return loss
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """A grid of samples of the first classes, as uint8."""
@@ -107,10 +190,10 @@ class GeneratorTask:
             self.tokenizer,
             self.generator,
             self._settings,
-            self.tokenizer_variables,
+            self._frozen["tokenizer"],
             state.ema,
             class_id,
             keys,
         )
-        images = sampling.decode(self.tokenizer, self.tokenizer_variables, sequence)
+        images = sampling.decode(self.tokenizer, self._frozen["tokenizer"], sequence)
         return {"samples": visualize.grid(visualize.to_uint8(images))}

@@ -40,14 +40,18 @@ class Task(Protocol):
         """Random variables to start from."""
         ...
 
-    def init_state(self, variables: Any) -> TrainState:
-        """The state before the first step."""
+    def init_state(self, variables: Any, key: jax.Array) -> TrainState:
+        """The state before the first step; what is trained beside `variables` is random."""
         ...
 
     def step(
         self, state: TrainState, batch: Batch, key: jax.Array, step: int
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         """The state after `step + 1` steps, and metrics as `Report` takes them."""
+        ...
+
+    def count_flops(self, state: TrainState, batch: Batch, key: jax.Array) -> float:
+        """Floating-point operations of one step that the method needs."""
         ...
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
@@ -118,7 +122,7 @@ def train(
     with TrainCheckpointer(checkpoints, task.architecture, config.keep_checkpoints) as checkpointer:
 
         def random_state(key: jax.Array) -> TrainState:
-            return task.init_state(task.init_variables(key))
+            return task.init_state(task.init_variables(key), key)
 
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
@@ -130,7 +134,7 @@ def train(
             state, start = restored
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)
         elif initial is not None:
-            state, start = jax.jit(task.init_state, out_shardings=placement)(initial), 0
+            state, start = jax.jit(task.init_state, out_shardings=placement)(initial, key), 0
         else:
             state, start = jax.jit(random_state, out_shardings=placement)(key), 0
         if start >= schedule.num_steps:
@@ -158,6 +162,8 @@ def train(
                 batch = dict(next(iterator))
                 skipped = int(np.sum(batch.pop("skipped")))
                 batch = sharding.place_batch(batch, mesh)
+                if step == start + 1:
+                    report.step_flops = task.count_flops(state, batch, key)
                 state, metrics = task.step(state, batch, jax.random.fold_in(key, step), step - 1)
                 losses.append((step, metrics["loss"]))
                 check_losses(STEPS_IN_FLIGHT)

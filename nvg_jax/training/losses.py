@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -31,15 +32,23 @@ def content_losses(
     class_id: Int[Array, "B"],
     canvas_scales: Float[Array, "S"],
     rngs: Rngs = None,
+    canvas_noise: Float[Array, "B L C"] | None = None,
+    align: Callable[[Float[Array, "B K1 L D"]], Float[Array, "K1"]] | None = None,
 ) -> dict[str, Float[Array, "K1"]]:
-    """Error of the predicted final canvas, and cross-entropy of the tokens, at stages 0..K.
+    """What guides the content model, at stages 0..K.
+
+    `final`: error of the predicted final canvas, unless the model is without one; `content`:
+    cross-entropy of the tokens; `repa`: what `align` gives for the tokens that the model taps.
 
     canvases: before each stage and after the last. rngs: with a `drop_path` key when training.
+    canvas_noise: one per image, for a model with noised canvases.
     """
     stages = generator.last_stage + 1
     batch = class_id.shape[0]
     inputs = canvases[:, :stages]
-    final_canvas = generator.apply(
+    if canvas_noise is not None:
+        canvas_noise = _stages_of_each(canvas_noise, stages)
+    final_canvas, sown = generator.apply(
         variables,
         rearrange(inputs, "b s l c -> (b s) l c"),
         _stages_of_each(sequence.structure, stages),
@@ -47,11 +56,15 @@ def content_losses(
         _stages_of_each(class_id, stages),
         canvas_scales,
         deterministic=rngs is None,
+        noise=canvas_noise,
         method="predict_canvas",
         rngs=rngs,
+        mutable=["intermediates"],
     )
     final_canvas = rearrange(final_canvas, "(b s) l c -> b s l c", s=stages)
-    final = jnp.mean((final_canvas - canvases[:, -1:]) ** 2, axis=(0, 2, 3))
+    by_stage = {}
+    if generator.final_canvas:
+        by_stage["final"] = jnp.mean((final_canvas - canvases[:, -1:]) ** 2, axis=(0, 2, 3))
     content = []
     for stage in range(stages):
         logits = generator.apply(
@@ -64,7 +77,12 @@ def content_losses(
         )
         tokens = granularity.stage_tokens(sequence.tokens, stage)
         content.append(jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, tokens)))
-    return {"final": final, "content": jnp.stack(content)}
+    by_stage["content"] = jnp.stack(content)
+    if align is not None:
+        (tapped,) = sown["intermediates"]["content"]["stack"]["tapped"]
+        image_tokens = rearrange(tapped[:, 1:], "(b s) l d -> b s l d", s=stages)
+        by_stage["repa"] = align(image_tokens)
+    return by_stage
 
 
 def structure_losses(
@@ -86,6 +104,7 @@ def structure_losses(
     x = granularity.structure_embedding(sequence.structure, generator.last_stage) - 1.0
     x, noise = x[:, None], noise[:, None]
     known = jnp.arange(generator.last_stage) < jnp.arange(stages)[:, None, None]
+    known &= generator.known_structure
     noise = jnp.where(known, x, noise)  # On known channels noise and data agree at all times.
     t = time[:, :, None, None]
     velocity = generator.apply(

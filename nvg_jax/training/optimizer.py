@@ -45,15 +45,20 @@ def decays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(decay, params)
 
 
-def create(config: ConfigDict, num_steps: int) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW(0.9, 0.95), from a training config."""
+def create(
+    config: ConfigDict, num_steps: int, weight_decay: float | None = None
+) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW(0.9, 0.95), from a training config.
+
+    weight_decay: in place of the config's.
+    """
     return optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
             learning_rate(config, num_steps),
             b1=0.9,
             b2=0.95,
-            weight_decay=config.weight_decay,
+            weight_decay=config.weight_decay if weight_decay is None else weight_decay,
             mask=decays,
         ),
     )

@@ -11,16 +11,27 @@ import numpy as np
 
 from nvg_jax import visualize
 from nvg_jax.evaluation.reconstruction import codebook_usage_by_stage
+from nvg_jax.training import flops
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
+
+_SHOWN = ("loss", "l1", "quantization", "lpips", "adversarial", "discriminator") + (
+    "final",
+    "content",
+    "structure",
+    "repa",
+)
 
 
 class Report:
     """Gathers the metrics of steps on the devices, and writes their summary now and then.
 
     A metric is a scalar, one value a stage (`*_by_stage`), or `token_counts [K + 1, V]`.
+    `step_flops`: floating-point operations of a step, from which the devices' utilisation follows.
     """
+
+    step_flops = 0.0
 
     def __init__(self, name: str, directory: str, num_steps: int, batch_size: int, start: int):
         self._name = name
@@ -51,6 +62,9 @@ class Report:
         self._last = (step, now)
         summary["learning_rate"] = learning_rate
         summary["images_per_second"] = self._batch_size / seconds_per_step
+        summary["teraflops_per_second"] = self.step_flops / seconds_per_step / 1e12
+        if peak := flops.peak():
+            summary["utilisation"] = self.step_flops / seconds_per_step / peak
         summary["skipped_images"] = self._skipped
         if not self._is_writer:
             return
@@ -101,12 +115,12 @@ def _line(name: str, step: int, num_steps: int, summary: Metrics, seconds_left: 
     left = time.strftime("%H:%M:%S", time.gmtime(seconds_left))
     if seconds_left >= 86_400:
         left = f"{seconds_left // 86_400:.0f}d {left}"
-    shown = ["loss", "l1", "quantization", "final", "content", "structure"]
-    terms = "  ".join(f"{term} {summary[term]:.4f}" for term in shown if term in summary)
+    terms = "  ".join(f"{term} {summary[term]:.4f}" for term in _SHOWN if term in summary)
+    utilisation = f" ({summary['utilisation']:.0%} of peak)" if "utilisation" in summary else ""
     skipped = f"  skipped {summary['skipped_images']}" if summary["skipped_images"] else ""
     return (
         f"{name} {step}/{num_steps}  {terms}  codebook {summary['codebook_usage']:.0%}  "
-        f"{summary['images_per_second']:.0f} images/s{skipped}  {left} left"
+        f"{summary['images_per_second']:.0f} images/s{utilisation}{skipped}  {left} left"
     )
 
 

@@ -14,68 +14,118 @@ from ml_collections import ConfigDict
 
 from nvg_jax import granularity, sampling, visualize
 from nvg_jax.evaluation.reconstruction import token_counts
+from nvg_jax.frozen.weights import Frozen
 from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.training import optimizer
+from nvg_jax.training import accumulation, flops, optimizer
+from nvg_jax.training.adversarial import Adversary
 from nvg_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]
 
 
 class TokenizerTask:
-    """Reconstruction and quantization loss; the codebook warms up in the first steps.
+    """A sum of named losses, and a discriminator that is trained in the same step.
 
-    The total is a sum of named terms: what else judges a reconstruction is added beside `l1`.
+    The codebook warms up in the first steps. Without the weights of `lpips` and `adversarial` the
+    frozen networks are not needed.
     """
 
     name = "tokenizer"
 
-    def __init__(self, tokenizer: Tokenizer, config: ConfigDict, num_steps: int, epoch_steps: int):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: ConfigDict,
+        num_steps: int,
+        epoch_steps: int,
+        lpips: Frozen | None = None,
+        dino: Frozen | None = None,
+    ):
         """config: the tokenizer's training config."""
         self.tokenizer = tokenizer
         self.architecture = tokenizer.architecture
         self.warm_up_steps = round(config.warm_up_epochs * epoch_steps)
+        self._weights = {"l1": 1.0, "quantization": 1.0}
+        self._lpips = self._adversary = None
+        self._frozen = {}
+        if config.lpips_weight:
+            self._weights["lpips"] = config.lpips_weight
+            self._lpips, self._frozen["lpips"] = lpips
+        if config.adversarial_weight:
+            self._weights["adversarial"] = config.adversarial_weight
+            self._adversary = Adversary(dino.module, config, num_steps)
+            self._frozen["dino"] = dino.variables
         self._ema_decay = config.ema_decay
+        self._microbatches = config.microbatches
         self._optimizer = optimizer.create(config, num_steps)
 
     def init_variables(self, key: jax.Array) -> Any:
         return self.tokenizer.init(key, self.tokenizer.example())
 
-    def init_state(self, variables: Any) -> TrainState:
-        return TrainState.create(variables, self._optimizer)
+    def init_state(self, variables: Any, key: jax.Array) -> TrainState:
+        adversary = self._adversary.init(key) if self._adversary else None
+        return TrainState.create(variables, self._optimizer, adversary=adversary)
 
     def step(
         self, state: TrainState, batch: Batch, key: jax.Array, step: int
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One optimizer step; `state` is donated."""
-        return self._step(state, batch, warm_up=step < self.warm_up_steps)
+        """One step of both optimizers; `state` is donated."""
+        return self._step(state, self._frozen, batch, key, warm_up=step < self.warm_up_steps)
+
+    def count_flops(self, state: TrainState, batch: Batch, key: jax.Array) -> float:
+        return flops.count(self._step, state, self._frozen, batch, key, warm_up=False)
 
     @functools.partial(jax.jit, static_argnums=0, static_argnames="warm_up", donate_argnums=1)
     def _step(
-        self, state: TrainState, batch: Batch, warm_up: bool
+        self, state: TrainState, frozen: Any, batch: Batch, key: jax.Array, warm_up: bool
     ) -> tuple[TrainState, dict[str, Array]]:
-        images = batch["image"]
-
-        def loss_fn(params):
-            variables = {**state.ema, "params": params}
+        def loss_fn(trained, batch, key):
+            images = batch["image"]
+            variables = {**state.ema, "params": trained["tokenizer"]}
             output = self.tokenizer.apply(variables, images, warm_up)
             terms = {
                 "l1": jnp.mean(jnp.abs(output.images - images)),
                 "quantization": output.quantized.loss,
             }
-            return sum(terms.values()), (terms, output.quantized)
+            if self._lpips:
+                distance = self._lpips.apply(frozen["lpips"], output.images, images)
+                terms["lpips"] = jnp.mean(distance)
+            discriminator_loss, judged = 0.0, {}
+            if self._adversary:
+                terms["adversarial"], discriminator_loss, judged = self._adversary.losses(
+                    trained["discriminator"],
+                    state.adversary,
+                    frozen["dino"],
+                    images,
+                    output.images,
+                    key,
+                )
+                terms["discriminator"] = discriminator_loss
+            loss = sum(weight * terms[name] for name, weight in self._weights.items())
+            canvases = output.quantized.canvases
+            errors = jnp.mean((canvases[:, 1:] - canvases[:, -1:]) ** 2, axis=(0, 2, 3))
+            metrics = {
+                "loss": loss,
+                **terms,
+                "canvas_error_by_stage": errors,
+                "token_counts": token_counts(output.quantized.tokens, self.tokenizer.vocab_size),
+            }
+            # One backward pass: neither loss has a gradient for the other side's parameters.
+            return loss + discriminator_loss, (metrics, judged)
 
-        grads, (terms, quantized) = jax.grad(loss_fn, has_aux=True)(state.params)
-        errors = jnp.mean(
-            (quantized.canvases[:, 1:] - quantized.canvases[:, -1:]) ** 2, axis=(0, 2, 3)
+        trained = {"tokenizer": state.params}
+        if self._adversary:
+            trained["discriminator"] = state.adversary.params
+        grads, (metrics, judged) = accumulation.gradients(
+            loss_fn, trained, {"image": batch["image"]}, key, self._microbatches
         )
-        metrics = {
-            "loss": sum(terms.values()),
-            **terms,
-            "gradient_norm": optax.tree.norm(grads),
-            "canvas_error_by_stage": errors,
-            "token_counts": token_counts(quantized.tokens, self.tokenizer.vocab_size),
-        }
-        return state.update(grads, self._optimizer, self._ema_decay), metrics
+        metrics["gradient_norm"] = optax.tree.norm(grads["tokenizer"])
+        new_state = state.update(grads["tokenizer"], self._optimizer, self._ema_decay)
+        if self._adversary:
+            metrics["real_logit"], metrics["fake_logit"] = judged["logits"]
+            adversary = self._adversary.update(state.adversary, grads["discriminator"], judged)
+            new_state = new_state.replace(adversary=adversary)
+        return new_state, metrics
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """The strip of a few reconstructions beside their originals, as uint8."""

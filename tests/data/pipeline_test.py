@@ -397,3 +397,36 @@ def _workers_of(pid):
         for child in itertools.chain(*children)
         if "spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_text()
     ]
+
+
+def _crops(config, starts, **options):
+    options = {"batch_size": 4, "seed": 0} | options
+    with contextlib.closing(
+        pipeline.crop_batches(config, config.train_split, starts, **options)
+    ) as batches:
+        return list(batches)
+
+
+def test_a_crop_depends_on_its_number_and_the_seed_alone(photos_config):
+    """8 images, so crops 8 to 15 are the second ones of each."""
+    whole = _crops(photos_config(), [0], batch_size=24)[0]
+    np.testing.assert_array_equal(whole["label"], np.tile(np.arange(8), 3))
+    first, second, third = np.split(whole["image"], 3)
+    assert (first != second).any() and (second != third).any()
+    for start, batch in zip((9, 2, 20), _crops(photos_config(), (9, 2, 20)), strict=True):
+        for name, value in batch.items():
+            np.testing.assert_array_equal(value, whole[name][start : start + 4], err_msg=name)
+    assert (_crops(photos_config(), [0], seed=1)[0]["image"] != whole["image"][:4]).any()
+
+
+def test_numbered_crops_pass_over_undecodable_images(pixels_config, caplog):
+    (batch,) = _crops(pixels_config(train_split="damaged"), [10], batch_size=10)
+    np.testing.assert_array_equal(np.flatnonzero(batch["skipped"]), [2, 3, 9])
+    np.testing.assert_array_equal(batch["label"], [0, 1, 4, 4, 4, 5, 6, 7, 8, 0])
+    assert "damaged[9] cannot be decoded" in caplog.text
+
+
+@pytest.mark.slow
+def test_worker_processes_change_no_numbered_crop(photos_config):
+    expected = _crops(photos_config(), (9, 2, 20))
+    _assert_equal(expected, _crops(photos_config(num_workers=2), (9, 2, 20)))

@@ -106,7 +106,7 @@ def _block(variables, index, inputs, x):
     angles = transformer.rotation(transformer.rope_angles(ids, WIDTH // HEADS))
     return Block(HEADS, True, jnp.float32).apply(
         {"params": params}, x, jnp.float32(0), vector, angles
-    )[0]
+    )
 
 
 def test_parameters_are_stacked_along_depth_and_applied_in_order(inputs, variables):
@@ -167,7 +167,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation(inputs, variabl
     params = jax.tree.map(lambda leaf: leaf[0], variables["params"]["blocks"])
     x, vector, ids = alike
     angles = transformer.rotation(transformer.rope_angles(ids, WIDTH // HEADS))
-    out, _ = jax.jit(Block(HEADS, False, jnp.float32).apply)(
+    out = jax.jit(Block(HEADS, False, jnp.float32).apply)(
         {"params": params},
         x,
         jnp.float32(rate),

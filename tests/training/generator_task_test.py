@@ -6,16 +6,24 @@ import numpy as np
 import pytest
 
 from nvg_jax import jobs
+from nvg_jax.errors import UserError
+from nvg_jax.frozen.weights import load_network
 from nvg_jax.models.build import build_generator, build_tokenizer
 from nvg_jax.training.generator_task import GeneratorTask
+from nvg_jax.training.tokenizer_task import tokenize
 
 
 @pytest.fixture
-def make_task(tiny_config):
+def tokenizer_variables(tiny_config):
     tokenizer = build_tokenizer(tiny_config)
-    tokenizer_variables = jax.jit(tokenizer.init)(jax.random.key(0), tokenizer.example())
+    return jax.jit(tokenizer.init)(jax.random.key(0), tokenizer.example())
 
-    def make(**changes) -> GeneratorTask:
+
+@pytest.fixture
+def make_task(tiny_config, tokenizer_variables):
+    tokenizer = build_tokenizer(tiny_config)
+
+    def make(dinov2=None, **changes) -> GeneratorTask:
         training = tiny_config.generator.training
         training.warmup_steps, training.learning_rate = 0, 3e-3
         training.update(changes)
@@ -26,6 +34,7 @@ def make_task(tiny_config):
             training,
             num_steps=100,
             settings=jobs.sampling_settings(tiny_config),
+            dinov2=dinov2,
         )
 
     return make
@@ -38,7 +47,8 @@ def batch():
 
 
 def fresh_state(task):
-    return task.init_state(jax.jit(task.init_variables)(jax.random.key(2)))
+    key = jax.random.key(2)
+    return task.init_state(jax.jit(task.init_variables)(key), key)
 
 
 def test_loss_falls_and_is_the_sum_of_its_terms(make_task, batch):
@@ -77,8 +87,58 @@ def test_a_dropped_class_leaves_no_trace(make_task, batch):
         assert (losses[0] == losses[1]) == same
 
 
-def test_the_tokenizer_stays_as_it_is(make_task, batch):
+def test_the_tokenizer_stays_as_it_is(make_task, batch, tokenizer_variables):
+    before = jax.tree.map(np.array, tokenizer_variables)
     task = make_task()
-    before = jax.tree.map(np.array, task.tokenizer_variables)
     task.step(fresh_state(task), batch, jax.random.key(3), 0)
-    jax.tree.map(np.testing.assert_array_equal, before, task.tokenizer_variables)
+    jax.tree.map(np.testing.assert_array_equal, before, tokenizer_variables)
+
+
+def test_tokenized_images_give_the_same_loss(make_task, batch, tokenizer_variables):
+    task = make_task()
+    sequence, _ = tokenize(task.tokenizer, tokenizer_variables, batch["image"])
+    stored = {"label": batch["label"], **sequence._asdict()}
+    on_the_fly, cached = (
+        jax.device_get(task.step(fresh_state(task), b, jax.random.key(3), 0)[1])
+        for b in (batch, stored)
+    )
+    for name, value in on_the_fly.items():
+        np.testing.assert_allclose(cached[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_microbatches_give_the_same_gradient(make_task, batch):
+    after = []
+    for microbatches in (1, 2, 4):
+        task = make_task(microbatches=microbatches)
+        state, metrics = task.step(fresh_state(task), batch, jax.random.key(3), 0)
+        # Adam's first moment is the gradient itself, up to a factor.
+        after.append((jax.device_get(metrics), jax.tree.leaves(state.opt_state[1][0].mu)))
+    for metrics, moments in after[1:]:
+        for name, value in after[0][0].items():
+            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
+        for one, other in zip(after[0][1], moments, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max() + 1e-9)
+
+
+def test_repa_aligns_the_tapped_tokens(make_task, batch):
+    dinov2 = load_network("dinov2", random=True)
+    task = make_task(dinov2, repa={"weight": 0.5, "depth": 1, "hidden": 32})
+    state = fresh_state(task)
+    first_kernel = np.array(state.params["projector"]["Dense_0"]["kernel"])
+    history = []
+    for step in range(10):
+        state, metrics = task.step(state, batch, jax.random.key(step), step)
+        history.append(jax.device_get(metrics))
+    last = history[-1]
+    terms = {"final": 1.0, "content": 1.0, "structure": 1.0, "repa": 0.5}
+    total = sum(weight * last[f"{name}_by_stage"].mean() for name, weight in terms.items())
+    np.testing.assert_allclose(last["loss"], total, rtol=1e-5)
+    assert last["repa_by_stage"].shape == (5,)
+    assert last["repa"] < 0.9 * history[0]["repa"] and history[0]["repa"] < 2.0
+    assert np.any(state.params["projector"]["Dense_0"]["kernel"] != first_kernel)
+    assert "projector" not in state.ema["params"]
+
+
+def test_repa_at_a_block_that_is_not_there(make_task):
+    with pytest.raises(UserError, match="repa.depth=8 is not one of the 1 blocks"):
+        make_task(repa={"weight": 0.5, "depth": 8, "hidden": 32})

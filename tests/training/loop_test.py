@@ -27,7 +27,7 @@ class Counting:
     def init_variables(self, key):
         return {"params": {"w": jax.random.normal(key, ())}}
 
-    def init_state(self, variables):
+    def init_state(self, variables, key):
         return TrainState.create(variables, self.optimizer)
 
     def step(self, state, batch, key, step):
@@ -36,6 +36,9 @@ class Counting:
         state = state.update({"w": gradient}, self.optimizer, 0.9)
         loss = jnp.where(step + 1 == self.bad_step, jnp.inf, 1.0)
         return state, {"loss": loss, "token_counts": jnp.ones((2, 2), jnp.int32)}
+
+    def count_flops(self, state, batch, key):
+        return 1e9
 
     def pictures(self, state, batch):
         return {}

@@ -5,8 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nvg_jax.frozen.vit import VisionTransformer
+from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.models.build import build_tokenizer
 from nvg_jax.training.tokenizer_task import TokenizerTask, canvas_moments, with_canvas_scales
+
+KEY = jax.random.key(1)
 
 
 @pytest.fixture
@@ -14,6 +18,10 @@ def task(tiny_config):
     training = tiny_config.tokenizer.training
     training.warmup_steps, training.warm_up_epochs = 0, 1.0
     return TokenizerTask(build_tokenizer(tiny_config), training, num_steps=100, epoch_steps=5)
+
+
+def fresh_state(task):
+    return task.init_state(task.init_variables(KEY), KEY)
 
 
 @pytest.fixture
@@ -26,7 +34,7 @@ def test_the_codebook_warms_up_for_the_first_epochs(task):
 
 
 def test_loss_falls_and_metrics_are_complete(task, batch):
-    state = task.init_state(task.init_variables(jax.random.key(1)))
+    state = fresh_state(task)
     history = []
     for step in range(20):
         state, metrics = task.step(state, batch, jax.random.key(2), step)
@@ -42,7 +50,7 @@ def test_loss_falls_and_metrics_are_complete(task, batch):
 
 
 def test_warm_up_moves_codes_that_no_cluster_chose(task, batch):
-    before = task.init_state(task.init_variables(jax.random.key(1)))
+    before = fresh_state(task)
     codes = np.array(before.params["quantizer"]["codebook"])
     far = codes.copy()
     far[0] = 1.5  # Farther from all data than the other codes.
@@ -50,7 +58,7 @@ def test_warm_up_moves_codes_that_no_cluster_chose(task, batch):
     def moved(step):
         variables = task.init_variables(jax.random.key(1))
         variables["params"]["quantizer"]["codebook"] = jnp.asarray(far)
-        state, metrics = task.step(task.init_state(variables), batch, jax.random.key(2), step)
+        state, metrics = task.step(task.init_state(variables, KEY), batch, jax.random.key(2), step)
         assert metrics["token_counts"][:, 0].sum() == 0
         return np.abs(state.params["quantizer"]["codebook"][0] - far[0]).max()
 
@@ -69,6 +77,79 @@ def test_canvas_scales_are_one_over_the_standard_deviation(task, batch):
 
 
 def test_pictures_show_the_batch(task, batch):
-    state = task.init_state(task.init_variables(jax.random.key(1)))
+    state = fresh_state(task)
     picture = task.pictures(state, batch)["reconstructions"]
     assert picture.dtype == np.uint8 and picture.std() > 0
+
+
+@pytest.fixture(scope="module")
+def frozen():
+    """LPIPS, and a narrow DINO."""
+    module = VisionTransformer(16, width=32, num_heads=2, native_grid=2, layer_scale=False)
+    variables = jax.jit(module.init)(KEY, jnp.zeros((1, 16, 16, 3)))
+    return load_network("lpips", random=True), Frozen(module, variables)
+
+
+@pytest.fixture
+def make_full_task(tiny_config, frozen):
+    """Tasks with every loss, on images of 16 x 16."""
+
+    def make(**changes) -> TokenizerTask:
+        config = tiny_config.copy_and_resolve_references()
+        config.data.image_size = 16
+        training = config.tokenizer.training
+        training.warmup_steps, training.schedule = 0, "linear"
+        training.lpips_weight, training.adversarial_weight = 1.0, 0.1
+        training.discriminator.input_size = 16
+        training.update(changes)
+        return TokenizerTask(build_tokenizer(config), training, 100, 5, *frozen)
+
+    return make
+
+
+@pytest.fixture
+def large_batch():
+    return {"image": jax.random.uniform(jax.random.key(0), (4, 16, 16, 3), minval=-1.0)}
+
+
+def test_both_sides_learn_in_one_step(make_full_task, large_batch):
+    task = make_full_task()
+    state = fresh_state(task)
+    before = jax.device_get(state)
+    history = []
+    for step in range(8):
+        state, metrics = task.step(state, large_batch, jax.random.key(2), 10 + step)
+        history.append(jax.device_get(metrics))
+    first, last = history[0], history[-1]
+    terms = {"l1": 1.0, "quantization": 1.0, "lpips": 1.0, "adversarial": 0.1}
+    total = sum(weight * last[name] for name, weight in terms.items())
+    np.testing.assert_allclose(last["loss"], total, rtol=1e-5)
+    assert last["loss"] < first["loss"] and last["discriminator"] < first["discriminator"]
+    gaps = [metrics["real_logit"] - metrics["fake_logit"] for metrics in (first, last)]
+    assert gaps[1] > gaps[0]
+
+    def moved(name):
+        old, new = (getattr(s, name) for s in (before.adversary, state.adversary))
+        return all(jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), old, new)))
+
+    # Biases before a batch norm have no gradient; every other array moves.
+    assert moved("stats") and moved("anchors")
+    old, new = before.adversary.params["heads"], state.adversary.params["heads"]
+    assert all(np.any(old[name]["kernel"] != new[name]["kernel"]) for name in old if "Conv" in name)
+    assert "discriminator" not in state.ema["params"]
+
+
+def test_microbatches_give_the_same_gradient(make_full_task, large_batch):
+    """Without the discriminator, whose batch norm sees its micro-batch alone."""
+    states = []
+    for microbatches in (1, 2):
+        task = make_full_task(adversarial_weight=0.0, microbatches=microbatches)
+        states.append(task.step(fresh_state(task), large_batch, jax.random.key(2), 10))
+    (whole, metrics), (divided, divided_metrics) = states
+    for name in ("loss", "lpips", "gradient_norm"):
+        np.testing.assert_allclose(metrics[name], divided_metrics[name], rtol=1e-4)
+    np.testing.assert_array_equal(metrics["token_counts"], divided_metrics["token_counts"])
+    # Adam's first moment is the gradient itself, up to a factor.
+    moments = [jax.tree.leaves(s.opt_state[1][0].mu) for s in (whole, divided)]
+    for one, other in zip(*moments, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max() + 1e-8)

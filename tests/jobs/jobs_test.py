@@ -15,6 +15,7 @@ from nvg_jax import jobs
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.models.build import build_tokenizer
+from nvg_jax.training import loop
 from nvg_jax.training.loop import Preempted
 
 
@@ -132,7 +133,7 @@ def test_a_sample_does_not_depend_on_the_batch_size(trained):
 def test_stopping_saves_and_says_how_to_go_on(tiny_config, tmp_path, monkeypatch):
     answers = iter([False, False, True])
     stop = contextlib.nullcontext(lambda: next(answers, True))
-    monkeypatch.setattr(jobs.loop, "stop_signal", lambda: stop)
+    monkeypatch.setattr(loop, "stop_signal", lambda: stop)
     with pytest.raises(Preempted, match="saved step . of 6 .* run the same command again"):
         jobs.train(tiny_config, str(tmp_path))
     steps = [path.name for path in (tmp_path / "tokenizer" / "checkpoints").iterdir()]

@@ -1,0 +1,161 @@
+"""The frozen networks: what they are made of, where that is published, and how it is loaded.
+
+The weights belong to their publishers and are under the licences named here. They are fetched
+once, by `python -m nvg_jax.interop.fetch`; nothing here uses the network.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from etils import epath
+from jaxtyping import Array, Float
+
+from nvg_jax.checkpoint import load_weights
+from nvg_jax.errors import UserError
+from nvg_jax.frozen.lpips import LPIPS
+from nvg_jax.frozen.vit import dino_vits16, dinov2_vitb14
+
+
+class PublishedFile(NamedTuple):
+    """A file of PyTorch weights.
+
+    sha256_prefix: how its SHA-256 begins, where the publisher says so; else ''.
+    """
+
+    name: str
+    description: str
+    address: str
+    sha256_prefix: str
+    licence: str
+
+    @property
+    def file_name(self) -> str:
+        return self.address.rsplit("/", 1)[-1]
+
+
+class Network(NamedTuple):
+    """A frozen network.
+
+    image_size: side of the smallest images that it can look at.
+    num_inputs: batches of images that it compares.
+    files: names of the published files that hold its weights.
+    """
+
+    name: str
+    module: nn.Module
+    image_size: int
+    num_inputs: int
+    files: tuple[str, ...]
+
+    @property
+    def architecture(self) -> str:
+        """One line that tells it from other networks."""
+        return f"the frozen network {self.name}"
+
+    def example(self) -> list[Float[Array, "1 H W 3"]]:
+        """What `module.init` is called with."""
+        return [jnp.zeros((1, self.image_size, self.image_size, 3))] * self.num_inputs
+
+
+class Frozen(NamedTuple):
+    """A frozen network with its weights."""
+
+    module: nn.Module
+    variables: dict[str, Any]
+
+
+FILES = {
+    file.name: file
+    for file in (
+        PublishedFile(
+            name="vgg16",
+            description="VGG16 for ImageNet, of torchvision",
+            address="https://download.pytorch.org/models/vgg16-397923af.pth",
+            sha256_prefix="397923af",
+            licence="BSD-3-Clause",
+        ),
+        PublishedFile(
+            name="lpips_heads",
+            description="LPIPS v0.1 on VGG16, the weights of the channels",
+            address="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/"
+            "lpips/weights/v0.1/vgg.pth",
+            sha256_prefix="",
+            licence="BSD-2-Clause",
+        ),
+        PublishedFile(
+            name="dino_vits16",
+            description="DINO ViT-S/16",
+            address="https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/"
+            "dino_deitsmall16_pretrain.pth",
+            sha256_prefix="",
+            licence="Apache-2.0",
+        ),
+        PublishedFile(
+            name="dinov2_vitb14",
+            description="DINOv2 ViT-B/14",
+            address="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/"
+            "dinov2_vitb14_pretrain.pth",
+            sha256_prefix="",
+            licence="Apache-2.0",
+        ),
+    )
+}
+
+NETWORKS = {
+    network.name: network
+    for network in (
+        Network("lpips", LPIPS(), 16, 2, ("vgg16", "lpips_heads")),
+        Network("dino", dino_vits16(), 16, 1, ("dino_vits16",)),
+        Network("dinov2", dinov2_vitb14(), 14, 1, ("dinov2_vitb14",)),
+    )
+}
+
+
+def weights_directory(directory: epath.PathLike = "") -> epath.Path:
+    """The folder of all frozen networks' weights.
+
+    '' for the default: $NVG_JAX_CACHE, or ~/.cache/nvg_jax.
+    """
+    return epath.Path(
+        directory or os.environ.get("NVG_JAX_CACHE") or "~/.cache/nvg_jax"
+    ).expanduser()
+
+
+def load(name: str, directory: epath.PathLike = "", random: bool = False) -> dict[str, Any]:
+    """The variables of a frozen network.
+
+    Args:
+      name: 'lpips', 'dino' or 'dinov2'.
+      directory: the folder of all frozen networks' weights; '' for the default.
+      random: gives fixed random numbers in place of the published weights, for tests and demos.
+
+    Raises:
+      UserError: the weights have not been fetched, or are damaged.
+    """
+    network = NETWORKS[name]
+    if random:
+        return jax.jit(network.module.init)(jax.random.key(0), *network.example())
+    where = weights_directory(directory) / name
+    if not where.exists():
+        option = f" --directory={directory}" if directory else ""
+        raise UserError(
+            f"no weights of {name} in {where}: run `python -m nvg_jax.interop.fetch {name}{option}`"
+            " first"
+        )
+    return load_weights(where, abstract(name), network.architecture)
+
+
+def load_network(name: str, directory: epath.PathLike = "", random: bool = False) -> Frozen:
+    """A frozen network with its weights; arguments and errors as in `load`."""
+    return Frozen(NETWORKS[name].module, load(name, directory, random))
+
+
+def abstract(name: str) -> dict[str, Any]:
+    """Shapes and dtypes of a frozen network's variables."""
+    network = NETWORKS[name]
+    return jax.eval_shape(network.module.init, jax.random.key(0), *network.example())

@@ -1,0 +1,180 @@
+"""Fetches the published weights of the frozen networks, once, for the trainings that need them.
+
+    python -m nvg_jax.interop.fetch [lpips dino dinov2] [--directory DIR] [--file vgg16=PATH]
+
+Without names it fetches all of them. Nothing that a file names is run or imported. The weights
+stay under their publishers' licences, which `--list` shows.
+"""
+
+import argparse
+import hashlib
+import http.client
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from etils import epath
+
+from nvg_jax.checkpoint import save_weights
+from nvg_jax.errors import UserError
+from nvg_jax.frozen import weights
+from nvg_jax.frozen.weights import PublishedFile
+from nvg_jax.interop.frozen_names import frozen_variables
+from nvg_jax.interop.torch_file import float_arrays, import_torch, read_torch_file
+
+
+def fetch(
+    name: str, directory: epath.PathLike = "", given: Mapping[str, epath.PathLike] | None = None
+) -> str:
+    """Makes `directory`/`name` from the published files, if it is not there, and says so in a line.
+
+    Args:
+      name: of the network.
+      directory: the folder of all frozen networks' weights; '' for the default. Downloads go to
+        its sub-folder `downloads` and stay there.
+      given: paths of published files that are there already, by the files' names.
+
+    Raises:
+      UserError: PyTorch is not installed, or a file cannot be downloaded, cannot be read or is
+        another one.
+    """
+    network = weights.NETWORKS[name]
+    folder = weights.weights_directory(directory)
+    target = folder / name
+    if target.exists():
+        return f"{name} is already in {target}"
+    state_dict: dict[str, np.ndarray] = {}
+    for file in (weights.FILES[file_name] for file_name in network.files):
+        path = (given or {}).get(file.name)
+        state_dict |= _read_published(file, path) if path else _download_once(file, folder)
+    variables = frozen_variables(state_dict, network)
+    # Renamed when it is whole, so that weights whose writing was killed are never found.
+    partial = folder / f"{name}.partial"
+    if partial.exists():
+        partial.rmtree()
+    save_weights(partial, variables, network.architecture)
+    partial.rename(target)
+    return f"{name} is now in {target}"
+
+
+def _download_once(file: PublishedFile, folder: epath.Path) -> dict[str, np.ndarray]:
+    """The tensors of a published file, which is downloaded unless it is in `folder`/downloads."""
+    path = folder / "downloads" / file.file_name
+    if path.exists():
+        return _read_published(file, path)
+    torch = import_torch()
+    print(f"downloading {file.description} ({file.licence}) from {file.address}", flush=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(
+            file.address,
+            str(path),
+            hash_prefix=file.sha256_prefix or None,
+            progress=sys.stderr.isatty(),
+        )
+    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        raise UserError(
+            f"cannot download {file.address} ({' '.join(str(error).split())}): put the file at "
+            f"{path}, or say where it is with --file {file.name}=PATH"
+        ) from None
+    try:
+        return _read_published(file, path)
+    except UserError:
+        path.unlink()  # A connection that ended early leaves a file that looks complete.
+        raise
+
+
+def _read_published(file: PublishedFile, path: epath.PathLike) -> dict[str, np.ndarray]:
+    try:
+        with open(path, "rb") as opened:
+            found = hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    if not found.startswith(file.sha256_prefix):
+        raise UserError(
+            f"{path} is not {file.file_name}: its SHA-256 begins with "
+            f"{found[: len(file.sha256_prefix)]}, not {file.sha256_prefix}. Remove it, and fetch "
+            "the file again"
+        )
+    state_dict = read_torch_file(str(path))
+    if not isinstance(state_dict, Mapping):
+        raise UserError(f"{path} is not {file.file_name}: it holds no named tensors")
+    return float_arrays(state_dict)
+
+
+def _named_paths(options: Iterable[str]) -> dict[str, str]:
+    """`name=path` options as a dict; UserError if one is of another form or has no such name."""
+    paths = {}
+    for option in options:
+        name, _, path = option.partition("=")
+        if name not in weights.FILES or not path:
+            raise UserError(
+                f"--file {option} is not NAME=PATH with one of the names {', '.join(weights.FILES)}"
+            )
+        paths[name] = path
+    return paths
+
+
+def _listing() -> str:
+    """The published files by network."""
+    lines = []
+    for network in weights.NETWORKS.values():
+        lines.append(f"{network.name}:")
+        for file in (weights.FILES[name] for name in network.files):
+            sha256 = f"{file.sha256_prefix}..." if file.sha256_prefix else "not published"
+            lines += [
+                f"  {file.name}: {file.description}",
+                f"    {file.address}",
+                f"    SHA-256 {sha256}, licence {file.licence}",
+            ]
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m nvg_jax.interop.fetch",
+        description="Fetch the published weights of the frozen networks that trainings look "
+        "through. Files that are there already are not downloaded again.",
+    )
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        metavar="network",
+        help=f"{', '.join(weights.NETWORKS)}, or all (default)",
+    )
+    parser.add_argument(
+        "--directory",
+        default="",
+        help="folder of all networks (default: $NVG_JAX_CACHE or ~/.cache/nvg_jax)",
+    )
+    parser.add_argument(
+        "--file",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="use this file, which was downloaded by hand; can be repeated",
+    )
+    parser.add_argument("--list", action="store_true", help="show the files and their licences")
+    options = parser.parse_args(arguments)
+    if options.list:
+        print(_listing())
+        return 0
+    try:
+        given = _named_paths(options.file)
+        for name in _chosen(options.networks):
+            print(fetch(name, options.directory, given), flush=True)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _chosen(names: Sequence[str]) -> list[str]:
+    for name in names:
+        if name not in (*weights.NETWORKS, "all"):
+            raise UserError(f"unknown network {name}: choose from {', '.join(weights.NETWORKS)}")
+    return list(weights.NETWORKS) if not names or "all" in names else list(dict.fromkeys(names))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+"""From a PyTorch `state_dict` to the parameters of one of our modules: names and layouts.
+
+A `state_dict` is a flat dict of tensors: convolutions [out, in, height, width], linear layers
+[out, in], one entry per transformer block.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+from flax import traverse_util
+
+from nvg_jax.errors import UserError
+
+Tensors = Mapping[str, np.ndarray]
+
+
+class Release(NamedTuple):
+    """How released weights are named.
+
+    names: patterns and replacements that, one after the other, turn the path of one of our
+      parameters (`encoder/conv_in/kernel`) into the release's name of it. What is left of `/`
+      becomes `.`; `{}` stands for the index along our leading axis, over which the release keeps
+      separate tensors.
+    ignored: found in the names of tensors that are no part of our module.
+    misfit, advice: what an error says before and after the tensors that do not fit.
+    leading_axis: found in the paths of parameters that the release keeps with an axis of 1 in
+      front.
+    """
+
+    names: tuple[tuple[str, str], ...]
+    ignored: re.Pattern
+    misfit: str
+    advice: str
+    leading_axis: re.Pattern = re.compile(r"(?!)")
+
+
+def parameter_shapes(module: nn.Module, *example: Any) -> dict[str, tuple[int, ...]]:
+    """Shape by path (`encoder/conv_in/kernel`) of every parameter of a module."""
+    variables = jax.eval_shape(module.init, jax.random.key(0), *example)
+    flat = traverse_util.flatten_dict(variables["params"], sep="/")
+    return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def translate(
+    tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], release: Release
+) -> dict[str, Any]:
+    """The `params` of the shapes that `parameter_shapes` gives, in float32.
+
+    UserError names every tensor that is missing, not expected or of another shape.
+    """
+    unexpected = {name for name in tensors if not release.ignored.search(name)}
+    params, problems = {}, []
+    for path, shape in shapes.items():
+        name = _released_name(path, release.names)
+        stacked = "{}" in name
+        names = [name.format(index) for index in range(shape[0])] if stacked else [name]
+        unexpected.difference_update(names)
+        expected = _released_shape(path, shape[1:] if stacked else shape)
+        if release.leading_axis.search(path):
+            expected = (1, *expected)
+        found = {name: tensors[name] for name in names if name in tensors}
+        problems += [f"{name} is missing" for name in names if name not in found]
+        problems += [
+            f"{name} is {list(tensor.shape)}, not {list(expected)}"
+            for name, tensor in found.items()
+            if tensor.shape != expected
+        ]
+        if not problems:
+            layers = [_input_before_output(tensor, path) for tensor in found.values()]
+            params[path] = np.stack(layers).reshape(shape).astype(np.float32)
+    problems += [f"{name} is not expected" for name in sorted(unexpected)]
+    if problems:
+        raise UserError(f"{release.misfit}: {'; '.join(problems)}. {release.advice}")
+    return traverse_util.unflatten_dict(params, sep="/")
+
+
+def _released_name(path: str, table: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in table:
+        path = re.sub(pattern, replacement, path)
+    return path.replace("/", ".")
+
+
+def _released_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    if path.endswith("kernel"):
+        return shape[-1], shape[-2], *shape[:-2]
+    return shape
+
+
+def _input_before_output(tensor: np.ndarray, path: str) -> np.ndarray:
+    """Kernels from [out, in, height, width] or [out, in] to our axes, the channels last."""
+    if path.endswith("kernel"):
+        return tensor.transpose(*range(2, tensor.ndim), 1, 0)
+    return tensor

@@ -1,0 +1,26 @@
+"""The jobs of the command line, as functions of a config and a working directory.
+
+A working directory holds `config.json`; `tokenizer/` and `generator/` with checkpoints, summaries
+and pictures; and what the jobs write: `samples/`, `reconstructions/`, `evaluation.json`,
+`token_cache/`, `export/`.
+"""
+
+from nvg_jax.jobs.evaluation import evaluate, reconstruct
+from nvg_jax.jobs.generation import generate, requested_classes, sample, sampling_settings
+from nvg_jax.jobs.model import Model, export, load_model
+from nvg_jax.jobs.tokenization import tokenize
+from nvg_jax.jobs.training import train
+
+__all__ = [
+    "Model",
+    "evaluate",
+    "export",
+    "generate",
+    "load_model",
+    "reconstruct",
+    "requested_classes",
+    "sample",
+    "sampling_settings",
+    "tokenize",
+    "train",
+]

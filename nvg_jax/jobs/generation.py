@@ -1,0 +1,106 @@
+"""The job `sample`, and the samples that other jobs measure."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nvg_jax import granularity, sampling, sharding, visualize
+from nvg_jax.errors import UserError
+from nvg_jax.jobs.model import Model, load_model, output_directory
+
+log = logging.getLogger(__name__)
+
+
+def sampling_settings(config: ConfigDict) -> sampling.Settings:
+    """The part of `config.sampling` that the stage loop needs."""
+    names = [field.name for field in dataclasses.fields(sampling.Settings)]
+    return sampling.Settings(**{name: config.sampling[name] for name in names})
+
+
+def requested_classes(config: ConfigDict, num_samples: int) -> np.ndarray:
+    """The class id of each sample: the requested classes in turn; UserError if one is unknown."""
+    num_classes = config.data.num_classes
+    classes = np.asarray(config.sampling.classes or range(num_classes), np.int32)
+    for class_id in classes:
+        if not 0 <= class_id < num_classes:
+            raise UserError(
+                f"class {class_id} in config.sampling.classes is outside 0..{num_classes - 1}"
+            )
+    return np.resize(classes, num_samples)
+
+
+def generate(
+    model: Model, settings: sampling.Settings, class_ids: np.ndarray, batch_size: int, seed: int
+) -> Iterator[tuple[granularity.GranularitySequence, np.ndarray]]:
+    """Sequences and uint8 images of the class ids, batch by batch, with a progress bar.
+
+    Sample n depends on its class, the seed and n alone, not on the batch size or the devices.
+    """
+    mesh = sharding.create_mesh()
+    sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
+    count = len(class_ids)
+    padded = np.resize(class_ids, math.ceil(count / batch_size) * batch_size)
+    placement = sharding.batch_sharding(mesh)
+    base_key = jax.random.key(seed)
+    with tqdm(total=count, desc="samples", unit="image", disable=None) as progress:
+        for start in range(0, count, batch_size):
+            chosen = slice(start, start + batch_size)
+            index = np.arange(chosen.start, chosen.stop)
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(base_key, index)
+            sequence = sampling.sample(
+                model.tokenizer,
+                model.generator,
+                settings,
+                model.tokenizer_variables,
+                model.generator_variables,
+                jax.device_put(padded[chosen], placement),
+                jax.device_put(keys, placement),
+            )
+            images = sampling.decode(model.tokenizer, model.tokenizer_variables, sequence)
+            real = min(batch_size, count - start)
+            sequence, images = jax.tree.map(
+                lambda x, real=real: multihost_utils.process_allgather(x, tiled=True)[:real],
+                (sequence, images),
+            )
+            progress.update(real)
+            yield sequence, visualize.to_uint8(images)
+
+
+def sample(config: ConfigDict, workdir: str) -> None:
+    """Writes `samples/`: `samples.npz`, a grid of samples and the strips of a few, as PNG.
+
+    `samples.npz` has the format of the ADM evaluation suite: `arr_0` uint8 [N, H, W, 3], `arr_1`
+    the labels [N].
+    """
+    class_ids = requested_classes(config, config.sampling.num_samples)
+    model = load_model(config, workdir)
+    settings = sampling_settings(config)
+    images, first = [], None
+    batches = generate(model, settings, class_ids, config.sampling.batch_size, config.seed)
+    for sequence, batch in batches:
+        first = first or sequence
+        images.append(batch)
+    images = np.concatenate(images)
+    few = jax.tree.map(lambda x: jnp.asarray(x[:4]), first)
+    stages = sampling.decode_stages(model.tokenizer, model.tokenizer_variables, few)
+    strips = visualize.strips(
+        visualize.to_uint8(stages), np.asarray(few.structure), model.tokenizer.grid
+    )
+    if jax.process_index() > 0:
+        return
+    directory = output_directory(workdir, "samples")
+    with (directory / "samples.npz").open("wb") as file:
+        np.savez(file, images, class_ids)
+    visualize.save_png(directory / "grid.png", visualize.grid(images[:100]))
+    visualize.save_png(directory / "strips.png", strips)
+    log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), directory)

@@ -1,0 +1,86 @@
+"""Models in a working directory: loading, exporting, and the config beside them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+from etils import epath
+from ml_collections import ConfigDict
+
+from nvg_jax import checkpoint, sharding
+from nvg_jax.models.build import build_generator, build_tokenizer
+from nvg_jax.models.generator import Generator
+from nvg_jax.models.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+Variables = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained tokenizer and generator: modules and what they have learned."""
+
+    tokenizer: Tokenizer
+    tokenizer_variables: Variables
+    generator: Generator
+    generator_variables: Variables
+
+
+def load_model(config: ConfigDict, workdir: str) -> Model:
+    """The averaged weights that the config names, or else the newest of the workdir's training."""
+    tokenizer, generator = build_tokenizer(config), build_generator(config)
+    return Model(
+        tokenizer,
+        load_tokenizer(config, workdir, tokenizer),
+        generator,
+        load_generator(config, workdir, generator),
+    )
+
+
+def load_tokenizer(config: ConfigDict, workdir: str, tokenizer: Tokenizer) -> Variables:
+    return _load(config.tokenizer.checkpoint, f"{workdir}/tokenizer/checkpoints", tokenizer)
+
+
+def load_generator(config: ConfigDict, workdir: str, generator: Generator) -> Variables:
+    return _load(config.generator.checkpoint, f"{workdir}/generator/checkpoints", generator)
+
+
+def _load(weights: str, checkpoints: str, module: Tokenizer | Generator) -> Variables:
+    """Weights from `weights` if it is given, else the average in the newest training checkpoint."""
+    placement = sharding.replicated(sharding.create_mesh())
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
+        jax.eval_shape(module.init, jax.random.key(0), module.example()),
+    )
+    if weights:
+        return checkpoint.load_weights(weights, abstract, module.architecture)
+    variables, step = checkpoint.restore_ema(checkpoints, module.architecture, abstract)
+    log.info("using step %d of %s", step, checkpoints)
+    return variables
+
+
+def export(config: ConfigDict, workdir: str) -> None:
+    """Writes the averaged weights as `export/tokenizer` and `export/generator`, for any job."""
+    model = load_model(config, workdir)
+    directory = epath.Path(workdir) / "export"
+    for name in ("tokenizer", "generator"):
+        module, variables = getattr(model, name), getattr(model, f"{name}_variables")
+        checkpoint.save_weights(directory / name, variables, module.architecture)
+        log.info("use them with --config.%s.checkpoint=%s", name, directory / name)
+
+
+def save_config(config: ConfigDict, workdir: str) -> None:
+    """Leaves the config beside what it made."""
+    if jax.process_index() == 0:
+        output_directory(workdir, "").joinpath("config.json").write_text(
+            config.to_json_best_effort(indent=2) + "\n"
+        )
+
+
+def output_directory(workdir: str, name: str) -> epath.Path:
+    directory = epath.Path(workdir) / name
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory

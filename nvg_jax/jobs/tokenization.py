@@ -1,0 +1,160 @@
+"""The job `tokenize`: the crops of a dataset become granularity sequences in a token cache."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nvg_jax import sharding
+from nvg_jax.data import pipeline, token_cache
+from nvg_jax.errors import UserError
+from nvg_jax.granularity import GranularitySequence
+from nvg_jax.jobs.model import load_tokenizer
+from nvg_jax.models.build import build_tokenizer
+from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.training import tokenizer_task
+from nvg_jax.training.loop import Preempted
+
+log = logging.getLogger(__name__)
+Batch = dict[str, np.ndarray]
+
+
+def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> None:
+    """Writes `config.token_cache.num_crops` sequences of every training image as a token cache.
+
+    It stands in `config.token_cache.directory`, or else in `token_cache/` of the workdir; several
+    processes need the same file system there. What an interrupted job has finished is kept.
+
+    Every process makes files of its own with its own devices, `config.token_cache.batch_size` crops
+    at a time, so that nobody waits for anybody and a file does not depend on who makes it.
+
+    stop: whether to leave between two batches.
+
+    Raises:
+      Preempted: asked to stop.
+      UserError: the directory holds another cache, the numbers in `config.token_cache` make no
+        sense, or there is no tokenizer or no dataset.
+    """
+    settings = config.token_cache
+    for name in ("num_crops", "batch_size", "shard_size"):
+        if settings[name] < 1:
+            raise UserError(f"config.token_cache.{name}={settings[name]}: it must be at least 1")
+    devices = jax.local_devices()
+    mesh = jax.make_mesh(
+        (len(devices),), (sharding.DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
+    )
+    sharding.process_batch_size(settings.batch_size, mesh, "config.token_cache.batch_size")
+    tokenizer = build_tokenizer(config)
+    variables = jax.device_get(load_tokenizer(config, workdir, tokenizer))
+    directory = settings.directory or f"{workdir}/token_cache"
+    meta = token_cache.Meta(
+        **token_cache.data_fields(config.data),
+        architecture=tokenizer.architecture,
+        fingerprint=token_cache.fingerprint(variables),
+        num_positions=tokenizer.num_positions,
+        vocab_size=tokenizer.vocab_size,
+        num_images=pipeline.num_examples(config.data, config.data.train_split),
+        num_crops=settings.num_crops,
+        seed=config.seed,
+        shard_size=settings.shard_size,
+    )
+    token_cache.begin(directory, meta)
+    _write_shards(config, directory, meta, tokenizer, variables, mesh, stop)
+    multihost_utils.sync_global_devices("token cache written")
+    if jax.process_index() == 0:
+        log.info(
+            "%d sequences of %d images are in %s, %.0f bytes each: train with "
+            "--config.token_cache.directory=%s",
+            meta.num_records,
+            meta.num_images,
+            directory,
+            token_cache.num_bytes(directory, meta) / meta.num_records,
+            directory,
+        )
+
+
+def _write_shards(
+    config: ConfigDict,
+    directory: str,
+    meta: token_cache.Meta,
+    tokenizer: Tokenizer,
+    variables: Any,
+    mesh: Mesh,
+    stop: Callable[[], bool],
+) -> None:
+    """Writes those of this process's shards that are missing."""
+    share = range(jax.process_index(), meta.num_shards, jax.process_count())
+    missing = sorted(set(share) & set(token_cache.missing_shards(directory, meta)))
+    num_records = sum(len(meta.shard(index)) for index in share)
+    remaining = sum(len(meta.shard(index)) for index in missing)
+    if not missing:
+        return
+    size = config.token_cache.batch_size
+    crops = pipeline.crop_batches(
+        config.data,
+        config.data.train_split,
+        [start for index in missing for start in meta.shard(index)[::size]],
+        batch_size=size,
+        seed=meta.seed,
+    )
+    skipped = 0
+    with (
+        jax.set_mesh(mesh),
+        contextlib.closing(crops),
+        tqdm(
+            desc="tokens",
+            unit="image",
+            total=num_records,
+            initial=num_records - remaining,
+            disable=None,
+        ) as progress,
+    ):
+        sequences = _tokenized(tokenizer, variables, crops, mesh)
+        for index in missing:
+            with token_cache.shard_writer(directory, meta, index) as writer:
+                for start in meta.shard(index)[::size]:
+                    # The last batch reaches beyond the shard, for one shape to compile.
+                    real = slice(min(size, meta.shard(index).stop - start))
+                    batch, sequence = next(sequences)
+                    structure, tokens = (np.asarray(x)[real] for x in sequence)
+                    records = token_cache.encode(meta, batch["label"][real], structure, tokens)
+                    for record in records:
+                        writer.write(record)
+                    skipped += int(batch["skipped"][real].sum())
+                    progress.update(len(records))
+                    if stop():
+                        raise Preempted(
+                            f"stopped by SIGTERM: what {directory} holds is kept; run the same "
+                            "command again to go on"
+                        )
+    if skipped:
+        log.warning("%d crops are of images in place of those that cannot be decoded", skipped)
+
+
+def _tokenized(
+    tokenizer: Tokenizer, variables: Any, crops: grain.DatasetIterator, mesh: Mesh
+) -> Iterator[tuple[Batch, GranularitySequence]]:
+    """Each batch with its sequences; the devices are at the next one while the host writes."""
+    variables = jax.device_put(variables, sharding.replicated(mesh))
+    placement = sharding.batch_sharding(mesh)
+
+    def start(batch: Batch) -> tuple[Batch, GranularitySequence]:
+        images = jax.device_put(batch["image"], placement)
+        return batch, tokenizer_task.tokenize(tokenizer, variables, images)[0]
+
+    previous = start(next(crops))
+    for batch in crops:
+        following = start(batch)
+        yield previous
+        previous = following
+    yield previous

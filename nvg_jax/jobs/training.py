@@ -1,0 +1,182 @@
+"""The job `train`: the tokenizer, the generator, and a picture of its samples."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import jax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nvg_jax import sharding
+from nvg_jax.data import pipeline, token_cache
+from nvg_jax.errors import UserError
+from nvg_jax.frozen.weights import Frozen, load_network
+from nvg_jax.jobs.generation import requested_classes, sample, sampling_settings
+from nvg_jax.jobs.model import Variables, load_generator, load_tokenizer, save_config
+from nvg_jax.jobs.tokenization import tokenize
+from nvg_jax.models.build import build_generator, build_tokenizer
+from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.training import loop
+from nvg_jax.training.generator_task import GeneratorTask
+from nvg_jax.training.state import TrainState
+from nvg_jax.training.tokenizer_task import TokenizerTask, canvas_moments, with_canvas_scales
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """Brings the workdir from wherever it is to a trained model and a picture of its samples.
+
+    Trains the tokenizer, unless `config.tokenizer.checkpoint` names one, then the generator, each
+    from its last checkpoint. With `config.token_cache.directory` the images are tokenized in
+    between, unless that is done.
+    """
+    mesh = sharding.create_mesh()
+    tokenizer, generator = build_tokenizer(config), build_generator(config)
+    task_config = config.generator.training
+    cache = config.token_cache.directory
+    if cache and task_config.repa.weight:
+        raise UserError(
+            "REPA needs images, which a token cache does not hold: set "
+            "--config.generator.training.repa.weight=0, or leave config.token_cache.directory empty"
+        )
+    is_cached = bool(cache) and token_cache.is_complete(cache)
+    num_images = token_cache.num_images(cache) if is_cached else _num_images(config)
+    schedule = _schedule(task_config, "generator", mesh, num_images)
+    # What the samples at the end need is checked before hours of training.
+    requested_classes(config, config.sampling.num_samples)
+    sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
+    dinov2 = _frozen(config, "dinov2", task_config.repa.weight)
+    with jax.set_mesh(mesh), loop.stop_signal() as stop:
+        if config.tokenizer.checkpoint:
+            tokenizer_variables = load_tokenizer(config, workdir, tokenizer)
+        else:
+            tokenizer_variables = _train_tokenizer(config, workdir, tokenizer, mesh, stop)
+        multihost_utils.sync_global_devices("looked for a token cache")
+        if cache and not is_cached:
+            tokenize(config, workdir, stop)
+        task = GeneratorTask(
+            generator,
+            tokenizer,
+            tokenizer_variables,
+            task_config,
+            schedule.num_steps,
+            sampling_settings(config),
+            dinov2,
+        )
+        initial = None
+        if config.generator.checkpoint:
+            initial = load_generator(config, workdir, generator)
+        if cache:
+            data = _cached_data(config, schedule, tokenizer, tokenizer_variables)
+        else:
+            data = _training_data(config, schedule, seed=config.seed + 1)
+        with data as iterator:
+            loop.train(
+                task,
+                task_config,
+                schedule,
+                iterator,
+                f"{workdir}/generator",
+                mesh,
+                seed=config.seed + 1,
+                stop=stop,
+                initial=initial,
+                begin=lambda: save_config(config, workdir),
+            )
+    sample(config, workdir)
+
+
+def _train_tokenizer(
+    config: ConfigDict, workdir: str, tokenizer: Tokenizer, mesh: Mesh, stop: Callable[[], bool]
+) -> Variables:
+    task_config = config.tokenizer.training
+    schedule = _schedule(task_config, "tokenizer", mesh, _num_images(config))
+    task = TokenizerTask(
+        tokenizer,
+        task_config,
+        schedule.num_steps,
+        schedule.epoch_steps,
+        _frozen(config, "lpips", task_config.lpips_weight),
+        _frozen(config, "dino", task_config.adversarial_weight),
+    )
+
+    def finish(state: TrainState) -> TrainState:
+        """Measures the canvases' scales with the averaged weights, on training crops."""
+        moments = []
+        with _training_data(config, schedule, seed=config.seed + 2) as data:
+            for _ in tqdm(range(config.tokenizer.scale_batches), "canvas scales", disable=None):
+                images = sharding.place_batch(next(data)["image"], mesh)
+                moments.append(jax.device_get(canvas_moments(tokenizer, state.ema, images)))
+        return state.replace(ema=with_canvas_scales(state.ema, moments))
+
+    with _training_data(config, schedule, seed=config.seed) as iterator:
+        state = loop.train(
+            task,
+            task_config,
+            schedule,
+            iterator,
+            f"{workdir}/tokenizer",
+            mesh,
+            seed=config.seed,
+            stop=stop,
+            begin=lambda: save_config(config, workdir),
+            finish=finish,
+        )
+    return state.ema
+
+
+def _frozen(config: ConfigDict, name: str, weight: float) -> Frozen | None:
+    """A frozen network that a loss of this weight needs, on all devices."""
+    if not weight:
+        return None
+    network = load_network(name, config.frozen.directory, config.frozen.random)
+    placement = sharding.replicated(sharding.create_mesh())
+    return network._replace(variables=jax.device_put(network.variables, placement))
+
+
+def _num_images(config: ConfigDict) -> int:
+    return pipeline.num_examples(config.data, config.data.train_split)
+
+
+def _schedule(task_config: ConfigDict, name: str, mesh: Mesh, num_images: int) -> loop.Schedule:
+    prefix = f"config.{name}.training"
+    parts, size = task_config.microbatches, task_config.batch_size
+    if parts < 1 or size % parts:
+        raise UserError(f"{prefix}.microbatches={parts} does not divide batch_size={size}")
+    sharding.process_batch_size(size // parts, mesh, f"{prefix}.batch_size / microbatches")
+    return loop.Schedule.create(task_config, num_images)
+
+
+def _training_data(config: ConfigDict, schedule: loop.Schedule, seed: int):
+    """This process's training batches; closing ends their worker processes."""
+    return contextlib.closing(
+        pipeline.train_iterator(config.data, seed=seed, **_share(schedule.batch_size))
+    )
+
+
+def _cached_data(
+    config: ConfigDict, schedule: loop.Schedule, tokenizer: Tokenizer, variables: Variables
+):
+    """This process's training batches from the token cache, in the order of the images."""
+    return contextlib.closing(
+        token_cache.train_iterator(
+            config.token_cache.directory,
+            config.data,
+            tokenizer.architecture,
+            token_cache.fingerprint(variables),
+            seed=config.seed + 1,
+            **_share(schedule.batch_size),
+        )
+    )
+
+
+def _share(batch_size: int) -> dict[str, int]:
+    """This process's part of global batches."""
+    return {
+        "batch_size": batch_size // jax.process_count(),
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }

@@ -1,0 +1,282 @@
+"""The job `tokenize` on real digits, with a tiny tokenizer of random weights."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from ml_collections import ConfigDict
+
+from nvg_jax import checkpoint, jobs
+from nvg_jax.data import pipeline, token_cache
+from nvg_jax.errors import UserError
+from nvg_jax.models.build import build_tokenizer
+from nvg_jax.training import tokenizer_task
+
+NUM_IMAGES, NUM_CROPS = 90, 2
+
+
+@pytest.fixture(scope="session")
+def weights_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("weights")
+
+
+@pytest.fixture
+def config(tiny_config, random_variables, weights_dir):
+    """Crops of 8 x 8 from digits of 10 x 10, whose places differ."""
+    config = tiny_config
+    config.data.train_split = f"train[:{NUM_IMAGES}]"
+    config.data.resize_ratio = 1.25
+    config.token_cache = ConfigDict(
+        {"directory": "", "num_crops": NUM_CROPS, "batch_size": 16, "shard_size": 50}
+    )
+    config.tokenizer.checkpoint = str(weights_dir / "0")
+    if not (weights_dir / "0").exists():
+        _save_weights(config, random_variables, 1.0)
+    return config
+
+
+def _save_weights(config, random_variables, factor):
+    tokenizer = build_tokenizer(config)
+    variables = random_variables(tokenizer, tokenizer.example())
+    variables["params"] = jax.tree.map(lambda x: factor * x, variables["params"])
+    checkpoint.save_weights(config.tokenizer.checkpoint, variables, tokenizer.architecture)
+
+
+def _tokenizer(config):
+    tokenizer = build_tokenizer(config)
+    abstract = jax.eval_shape(tokenizer.init, jax.random.key(0), tokenizer.example())
+    weights = config.tokenizer.checkpoint
+    return tokenizer, checkpoint.load_weights(weights, abstract, tokenizer.architecture)
+
+
+def _meta(directory):
+    return token_cache.Meta(**json.loads((directory / "meta.json").read_text()))
+
+
+def _shards(directory):
+    return sorted(directory.glob("*.array_record"))
+
+
+def _records(directory):
+    """Label, structure and tokens of all records, in their order."""
+    source = ArrayRecordDataSource([str(path) for path in _shards(directory)])
+    meta = _meta(directory)
+    decoded = [token_cache.decode(meta, source[index]) for index in range(len(source))]
+    return {name: np.stack([record[name] for record in decoded]) for name in decoded[0]}
+
+
+def _assert_same(directory, other):
+    records, others = _records(directory), _records(other)
+    for name, values in records.items():
+        np.testing.assert_array_equal(values, others[name], err_msg=name)
+    assert [path.name for path in _shards(directory)] == [path.name for path in _shards(other)]
+    assert not list(directory.glob("*.part"))
+
+
+@pytest.fixture
+def cache(config, tmp_path_factory):
+    """The cache of `config`, made once."""
+    workdir = tmp_path_factory.getbasetemp() / "tokenized"
+    if not workdir.exists():
+        jobs.tokenize(config, str(workdir))
+    return workdir / "token_cache"
+
+
+def test_sequences_are_those_of_the_same_crops(config, cache):
+    tokenizer, variables = _tokenizer(config)
+    records = _records(cache)
+    count = NUM_IMAGES * NUM_CROPS
+    assert len(records["label"]) == count
+    crops = pipeline.crop_batches(
+        config.data, config.data.train_split, range(0, count, 45), batch_size=45, seed=config.seed
+    )
+    with contextlib.closing(crops):
+        for start, batch in zip(range(0, count, 45), crops, strict=True):
+            rows = slice(start, start + 45)
+            sequence, _ = tokenizer_task.tokenize(tokenizer, variables, jnp.asarray(batch["image"]))
+            np.testing.assert_array_equal(records["label"][rows], batch["label"])
+            np.testing.assert_array_equal(records["structure"][rows], sequence.structure)
+            np.testing.assert_array_equal(records["tokens"][rows], sequence.tokens)
+    assert len(np.unique(records["tokens"])) > 4
+    assert (records["structure"][:NUM_IMAGES] != records["structure"][NUM_IMAGES:]).any()
+
+
+def test_meta_says_what_is_there(config, cache):
+    tokenizer, variables = _tokenizer(config)
+    assert json.loads((cache / "meta.json").read_text()) == {
+        "dataset": "digits",
+        "split": "train[:90]",
+        "image_size": 8,
+        "resize_ratio": 1.25,
+        "num_classes": 10,
+        "architecture": tokenizer.architecture,
+        "fingerprint": token_cache.fingerprint(variables),
+        "num_positions": 16,
+        "vocab_size": 16,
+        "num_images": 90,
+        "num_crops": 2,
+        "seed": 0,
+        "shard_size": 50,
+        "format_version": 1,
+    }
+    assert [path.name for path in _shards(cache)] == [
+        f"tokens-0000{index}-of-00004.array_record" for index in range(4)
+    ]
+
+
+def test_what_is_made_is_what_training_reads(config, cache):
+    tokenizer, variables = _tokenizer(config)
+    iterator = token_cache.train_iterator(
+        cache,
+        config.data,
+        tokenizer.architecture,
+        token_cache.fingerprint(variables),
+        batch_size=30,
+        seed=0,
+    )
+    with contextlib.closing(iterator):
+        batches = [next(iterator) for _ in range(3)]
+    labels = np.concatenate([batch["label"] for batch in batches])
+    np.testing.assert_array_equal(np.sort(labels), np.sort(_records(cache)["label"][:NUM_IMAGES]))
+
+
+def test_an_interrupted_job_goes_on(config, cache, tmp_path, monkeypatch, caplog):
+    encode, calls = token_cache.encode, []
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return encode(*args)
+
+    config.token_cache.directory = str(tmp_path)
+    monkeypatch.setattr(token_cache, "encode", failing)
+    with pytest.raises(KeyboardInterrupt):
+        jobs.tokenize(config, "unused")
+    (finished,) = _shards(tmp_path)
+    assert list(tmp_path.glob("*.array_record.part"))
+    before = finished.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        jobs.tokenize(config, "unused")
+    assert finished.stat().st_mtime_ns == before
+    _assert_same(tmp_path, cache)
+    assert f"180 sequences of 90 images are in {tmp_path}, " in caplog.text
+
+
+def test_a_finished_job_changes_nothing(config, cache):
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    jobs.tokenize(config, str(cache.parent))
+    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+
+
+def test_the_batch_size_changes_nothing(config, cache, tmp_path):
+    config.token_cache.batch_size = 7
+    jobs.tokenize(config, str(tmp_path))
+    _assert_same(tmp_path / "token_cache", cache)
+
+
+def test_another_tokenizer_is_refused(config, cache, random_variables, tmp_path):
+    config.tokenizer.checkpoint = str(tmp_path / "weights")
+    _save_weights(config, random_variables, 2.0)
+    tokenizer, variables = _tokenizer(config)
+    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    with pytest.raises(UserError, match="was made with fingerprint .* but this config has finger"):
+        jobs.tokenize(config, str(cache.parent))
+    with pytest.raises(UserError, match="was made with fingerprint"):
+        token_cache.train_iterator(
+            cache,
+            config.data,
+            tokenizer.architecture,
+            token_cache.fingerprint(variables),
+            batch_size=4,
+            seed=0,
+        )
+    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["num_crops", "batch_size", "shard_size"])
+def test_numbers_below_one(config, tmp_path, name):
+    config.token_cache[name] = 0
+    with pytest.raises(UserError, match=f"config.token_cache.{name}=0: it must be at least 1"):
+        jobs.tokenize(config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+_JOB = """
+import json, sys
+import jax
+from ml_collections import ConfigDict
+from nvg_jax import cli, jobs
+
+config, workdir, *distributed = sys.argv[1:]
+if distributed:
+    jax.config.update("jax_platforms", "cpu")
+    jax.distributed.initialize(distributed[0], num_processes=2, process_id=int(distributed[1]))
+jobs.tokenize(ConfigDict(json.loads(config)), workdir)
+"""
+
+
+def _start(config, workdir, *distributed):
+    changed = config.to_json_best_effort()
+    return subprocess.Popen(
+        [sys.executable, "-c", _JOB, changed, str(workdir), *distributed],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"PYTHONPATH": ":".join(sys.path)},
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_job_goes_on(config, cache, tmp_path):
+    config.token_cache.shard_size = 3
+    config.token_cache.batch_size = 1
+    directory = tmp_path / "token_cache"
+    kills = 0
+    while True:
+        finished = len(_shards(directory))
+        with _start(config, tmp_path) as process:
+            while process.poll() is None and not (
+                kills < 3 and len(_shards(directory)) >= finished + 5
+            ):
+                time.sleep(0.002)
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                process.wait()
+                assert len(_shards(directory)) < 60
+                continue
+            output = process.stdout.read()
+        assert process.returncode == 0, output
+        break
+    assert kills == 3
+    records, others = _records(directory), _records(cache)
+    for name, values in records.items():
+        np.testing.assert_array_equal(values, others[name], err_msg=name)
+    assert not list(directory.glob("*.part"))
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_same_files(config, cache, tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    processes = [_start(config, tmp_path, address, str(index)) for index in range(2)]
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    _assert_same(tmp_path / "token_cache", cache)

@@ -1,0 +1,78 @@
+"""The adversarial losses against NumPy, and what their gradients reach."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import nvg_digits
+from nvg_jax.frozen.vit import VisionTransformer
+from nvg_jax.training import adversarial
+from nvg_jax.training.adversarial import Adversary
+
+REAL = np.array([[0.2, 1.7, -3.0], [0.9, 1.1, 0.0]], np.float32)
+FAKE = np.array([[-0.2, -1.7, 3.0], [0.5, -1.1, 0.1]], np.float32)
+
+
+def test_fooling_loss():
+    expected = np.log(1 + np.exp(-FAKE.mean(dtype=np.float64)))
+    np.testing.assert_allclose(adversarial.fooling_loss(jnp.asarray(FAKE)), expected, rtol=1e-6)
+
+
+def test_hinge_loss():
+    expected = 0.5 * (np.maximum(1 - REAL, 0).mean() + np.maximum(1 + FAKE, 0).mean())
+    np.testing.assert_allclose(
+        adversarial.hinge_loss(jnp.asarray(REAL), jnp.asarray(FAKE)), expected, rtol=1e-6
+    )
+
+
+def test_lecam_loss():
+    anchors = np.array([0.6, -0.3], np.float32)
+    too_real, too_fake = np.maximum(REAL + 0.3, 0), np.maximum(0.6 - FAKE, 0)
+    expected = (too_real**2).mean() + (too_fake**2).mean()
+    np.testing.assert_allclose(
+        adversarial.lecam_loss(*map(jnp.asarray, (REAL, FAKE, anchors))), expected, rtol=1e-6
+    )
+
+
+@pytest.fixture(scope="module")
+def setting():
+    module = VisionTransformer(16, width=32, num_heads=2, native_grid=2, layer_scale=False)
+    dino_variables = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))
+    config = nvg_digits.get_config().tokenizer.training
+    config.discriminator.input_size = 16
+    adversary = Adversary(module, config, num_steps=10)
+    real, fake = jax.random.uniform(jax.random.key(0), (2, 4, 20, 20, 3), minval=-1.0)
+    return adversary, dino_variables, real, fake
+
+
+def test_gradients_stay_on_their_side(setting):
+    adversary, dino_variables, real, fake = setting
+    state = jax.jit(adversary.init)(jax.random.key(1))
+
+    @jax.jit
+    def gradients(params, fake):
+        def loss(which, params, fake):
+            losses = adversary.losses(params, state, dino_variables, real, fake, jax.random.key(2))
+            return losses[which]
+
+        return [
+            jax.grad(lambda p, f, w=which: loss(w, p, f), (0, 1))(params, fake) for which in (0, 1)
+        ]
+
+    (params_fooling, fake_fooling), (params_judging, fake_judging) = gradients(state.params, fake)
+    assert np.abs(fake_fooling).max() > 0 and np.abs(fake_judging).max() == 0
+    assert all(np.abs(leaf).max() == 0 for leaf in jax.tree.leaves(params_fooling))
+    kernels = [head["kernel"] for name, head in params_judging["heads"].items() if "Conv" in name]
+    assert all(np.abs(kernel).max() > 0 for kernel in kernels)
+
+
+def test_anchors_follow_the_mean_logits_slowly(setting):
+    adversary, dino_variables, real, fake = setting
+    state = jax.jit(adversary.init)(jax.random.key(1))
+    _, _, aux = jax.jit(adversary.losses)(
+        state.params, state, dino_variables, real, fake, jax.random.key(2)
+    )
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    updated = adversary.update(state, zeros, aux)
+    np.testing.assert_allclose(updated.anchors, 0.001 * aux["logits"], rtol=1e-4)

@@ -1,0 +1,36 @@
+"""The alignment with frozen features against NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nvg_jax.training.repa import Projector, misalignment
+
+
+def test_misalignment_is_one_minus_the_cosine():
+    random = np.random.default_rng(0)
+    projected = random.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    features = random.standard_normal((2, 4, 5)).astype(np.float32)
+    cosine = np.sum(projected * features[:, None], -1) / (
+        np.linalg.norm(projected, axis=-1) * np.linalg.norm(features, axis=-1)[:, None]
+    )
+    expected = 1 - cosine.mean(axis=(0, 2))
+    np.testing.assert_allclose(
+        misalignment(jnp.asarray(projected), jnp.asarray(features)), expected, rtol=1e-5
+    )
+
+
+def test_zero_tokens_have_a_finite_gradient():
+    features = jnp.ones((1, 2, 5))
+    gradient = jax.grad(lambda x: misalignment(x, features).sum())(jnp.zeros((1, 1, 2, 5)))
+    assert np.isfinite(gradient).all()
+
+
+def test_projector_is_three_layers_with_silu():
+    projector, x = Projector(hidden=7, features=3), jnp.linspace(-2, 2, 8).reshape(2, 4)
+    params = projector.init(jax.random.key(0), x)["params"]
+    for layer in range(3):
+        x = x @ params[f"Dense_{layer}"]["kernel"] + params[f"Dense_{layer}"]["bias"]
+        x = x / (1 + np.exp(-x)) if layer < 2 else x
+    actual = projector.apply({"params": params}, jnp.linspace(-2, 2, 8).reshape(2, 4))
+    np.testing.assert_allclose(actual, x, atol=1e-5)
