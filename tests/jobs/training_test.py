@@ -1,4 +1,4 @@
-"""The jobs from nothing to pictures on the real digits, with tiny models."""
+"""The job `train` from nothing to pictures on the real digits, with tiny models."""
 
 import contextlib
 import json
@@ -17,15 +17,6 @@ from nvg_jax.errors import UserError
 from nvg_jax.models.build import build_tokenizer
 from nvg_jax.training import loop
 from nvg_jax.training.loop import Preempted
-
-
-@pytest.fixture
-def trained(tiny_config, tmp_path_factory):
-    """The config and workdir of a finished training, made once."""
-    workdir = tmp_path_factory.getbasetemp() / "trained"
-    if not workdir.exists():
-        jobs.train(tiny_config, str(workdir))
-    return tiny_config, str(workdir)
 
 
 def test_training_ends_with_checkpoints_summaries_and_samples(trained):
@@ -71,36 +62,6 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
     np.testing.assert_allclose(scales[1:], expected, rtol=0.2)
 
 
-def test_evaluation_reports_and_stores_its_numbers(trained, capsys):
-    config, workdir = trained
-    results = jobs.evaluate(config, workdir)
-    assert results == json.loads(epath.Path(workdir, "evaluation.json").read_text())
-    assert 0 < results["psnr"] < 60 and 0 < results["codebook_usage"] <= 1
-    assert 0 <= results["class_agreement"] <= 1 and results["diversity"] > 0
-    assert len(results["codebook_usage_by_stage"]) == 5
-    assert f"{results['psnr']:.3f}" in capsys.readouterr().out
-
-
-def test_reconstruct_writes_strips(trained):
-    config, workdir = trained
-    jobs.reconstruct(config, workdir)
-    assert Image.open(epath.Path(workdir, "reconstructions", "strips.png")).width > 300
-
-
-def test_exported_weights_serve_every_job(trained, tmp_path):
-    config, workdir = trained
-    jobs.export(config, workdir)
-    jobs.sample(config, workdir)
-    other = str(tmp_path / "other")
-    config.tokenizer.checkpoint = f"{workdir}/export/tokenizer"
-    config.generator.checkpoint = f"{workdir}/export/generator"
-    jobs.sample(config, other)
-    jobs.reconstruct(config, other)
-    for name in ("arr_0", "arr_1"):
-        ours, theirs = (np.load(f"{d}/samples/samples.npz")[name] for d in (workdir, other))
-        np.testing.assert_array_equal(ours, theirs)
-
-
 def test_training_starts_from_given_weights(trained, tmp_path):
     config, workdir = trained
     if not epath.Path(workdir, "export").exists():
@@ -115,19 +76,6 @@ def test_training_starts_from_given_weights(trained, tmp_path):
     given = jobs.load_model(config, workdir).generator_variables
     jax.tree.map(np.testing.assert_array_equal, tuned, given)
     assert not (tmp_path / "tokenizer").exists()
-
-
-def test_a_sample_does_not_depend_on_the_batch_size(trained):
-    config, workdir = trained
-    model, settings = jobs.load_model(config, workdir), jobs.sampling_settings(config)
-    class_ids = jobs.requested_classes(config, 7)
-
-    def images(batch_size):
-        batches = jobs.generate(model, settings, class_ids, batch_size, seed=3)
-        return np.concatenate([batch for _, batch in batches])
-
-    assert len(images(4)) == 7
-    np.testing.assert_array_equal(images(4), images(7))
 
 
 def test_stopping_saves_and_says_how_to_go_on(tiny_config, tmp_path, monkeypatch):
@@ -160,13 +108,6 @@ def test_another_architecture_in_the_workdir_is_named(trained):
     assert epath.Path(workdir, "config.json").read_text() == before
 
 
-def test_bad_requests_are_one_clear_line(trained):
-    config, workdir = trained
-    config.sampling.classes = (3, 10)
-    with pytest.raises(UserError, match=r"class 10 .* outside 0\.\.9"):
-        jobs.sample(config, workdir)
-
-
 def test_bad_requests_are_noticed_before_training(tiny_config, tmp_path):
     tiny_config.sampling.classes = (-1,)
     with pytest.raises(UserError, match="class -1"):
@@ -186,12 +127,58 @@ def test_an_image_size_that_does_not_fit_the_downsampling(tiny_config, tmp_path)
         jobs.train(tiny_config, str(tmp_path))
 
 
-def test_sampling_without_a_checkpoint(tiny_config, tmp_path):
-    with pytest.raises(UserError, match="no checkpoint"):
-        jobs.sample(tiny_config, str(tmp_path))
-
-
 def test_dataset_that_is_not_prepared(tiny_config, tmp_path):
     tiny_config.data.data_dir = str(tmp_path / "nowhere")
     with pytest.raises(UserError, match="python -m nvg_jax.data.prepare digits"):
+        jobs.train(tiny_config, str(tmp_path))
+
+
+def test_a_token_cache_takes_the_place_of_images(trained, tmp_path):
+    config, workdir = trained
+    if not epath.Path(workdir, "export").exists():
+        jobs.export(config, workdir)
+    config.tokenizer.checkpoint = f"{workdir}/export/tokenizer"
+    cache = config.token_cache
+    cache.directory, cache.num_crops = str(tmp_path / "cache"), 1
+    cache.batch_size, cache.shard_size = 64, 1000
+    jobs.train(config, str(tmp_path / "run"))
+    shards = sorted((tmp_path / "cache").glob("*.array_record"))
+    assert len(shards) == 2 and (tmp_path / "run" / "samples" / "grid.png").exists()
+    # Once it is made, the images are not needed, and it is not made again.
+    written = [path.stat().st_mtime_ns for path in shards]
+    config.data.data_dir = str(tmp_path / "nowhere")
+    jobs.train(config, str(tmp_path / "other"))
+    assert [path.stat().st_mtime_ns for path in shards] == written
+    ours, theirs = (
+        jobs.load_model(config, str(tmp_path / name)).generator_variables
+        for name in ("run", "other")
+    )
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_repa_needs_the_images(tiny_config, tmp_path):
+    tiny_config.token_cache.directory = str(tmp_path / "cache")
+    tiny_config.generator.training.repa.weight = 0.5
+    with pytest.raises(UserError, match="REPA needs images.*repa.weight=0"):
+        jobs.train(tiny_config, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_frozen_networks_that_are_missing_are_noticed_at_once(tiny_config, tmp_path):
+    tiny_config.frozen.directory = str(tmp_path / "none")
+    for section, name in ((tiny_config.tokenizer.training, "lpips"), (None, "dinov2")):
+        if section:
+            section.lpips_weight = 1.0
+        else:
+            tiny_config.tokenizer.training.lpips_weight = 0.0
+            tiny_config.generator.training.repa.weight = 0.5
+        with pytest.raises(UserError, match=f"python -m nvg_jax.interop.fetch {name}"):
+            jobs.train(tiny_config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("parts", [0, 3])
+def test_microbatches_that_do_not_divide_the_batch(tiny_config, tmp_path, parts):
+    tiny_config.generator.training.microbatches = parts
+    with pytest.raises(UserError, match=f"microbatches={parts} does not divide batch_size=64"):
         jobs.train(tiny_config, str(tmp_path))

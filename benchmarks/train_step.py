@@ -1,0 +1,163 @@
+"""Images a second, utilisation and memory of one training step, by batch size.
+
+    python -m benchmarks.train_step --config=configs/nvg_d16.py --task=generator --batch_sizes=32,64
+
+The step is the one that training runs, on random images and with random weights (the frozen
+networks' included), which cost what trained ones do. For the generator three versions are timed in
+turns in one run, and compared with the first:
+
+    images      images, tokenized on the fly, aligned with DINOv2 (REPA)
+    no REPA     images, tokenized on the fly
+    cached      tokens in place of images
+
+A batch that does not fit is reported as such, and ends the list.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from jax.errors import JaxRuntimeError
+from ml_collections import ConfigDict, config_flags
+
+from nvg_jax import cli, jobs, sharding
+from nvg_jax.errors import UserError
+from nvg_jax.frozen.weights import load_network
+from nvg_jax.models.build import build_generator, build_tokenizer
+from nvg_jax.training import flops
+from nvg_jax.training.generator_task import GeneratorTask
+from nvg_jax.training.loop import Task
+from nvg_jax.training.tokenizer_task import TokenizerTask
+
+_TASK = flags.DEFINE_enum("task", "generator", ["generator", "tokenizer"], "What is trained.")
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["32"], "Images of all devices together.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each version.", lower_bound=1)
+
+Batch = dict[str, jax.Array]
+
+
+def tokenizer_versions(config: ConfigDict) -> dict[str, Task]:
+    """The tokenizer's task with the config's losses."""
+    training = config.tokenizer.training
+    lpips = load_network("lpips", random=True) if training.lpips_weight else None
+    dino = load_network("dino", random=True) if training.adversarial_weight else None
+    return {"images": TokenizerTask(build_tokenizer(config), training, 1000, 0, lpips, dino)}
+
+
+def generator_versions(config: ConfigDict) -> dict[str, Task]:
+    """The generator's task as configured, and without what costs extra."""
+    tokenizer = build_tokenizer(config)
+    variables = jax.jit(tokenizer.init)(jax.random.key(0), tokenizer.example())
+
+    def task(repa_weight: float) -> GeneratorTask:
+        training = config.generator.training.copy_and_resolve_references()
+        training.repa.weight = repa_weight
+        dinov2 = load_network("dinov2", random=True) if repa_weight else None
+        return GeneratorTask(
+            build_generator(config),
+            tokenizer,
+            variables,
+            training,
+            1000,
+            jobs.sampling_settings(config),
+            dinov2,
+        )
+
+    plain = task(0.0)
+    repa_weight = config.generator.training.repa.weight
+    versions = {"images": task(repa_weight)} if repa_weight else {}
+    return versions | {"no REPA": plain, "cached": plain}
+
+
+def random_batch(config: ConfigDict, version: str, size: int) -> Batch:
+    """Images, or tokens in their place, over all devices."""
+    random = np.random.default_rng(0)
+    side, tokenizer = config.data.image_size, build_tokenizer(config)
+    length = tokenizer.num_positions
+    label = random.integers(config.data.num_classes, size=size, dtype=np.int32)
+    if version == "cached":
+        structure = random.permuted(np.tile(np.arange(length, dtype=np.int32), (size, 1)), axis=1)
+        vocab = tokenizer.vocab_size
+        tokens = random.integers(vocab, size=(size, 2 * length - 1), dtype=np.int32)
+        batch = {"structure": structure, "tokens": tokens, "label": label}
+    else:
+        image = random.uniform(-1, 1, (size, side, side, 3)).astype(np.float32)
+        batch = {"image": image, "label": label}
+    return sharding.place_batch(batch, sharding.create_mesh())
+
+
+def measure(config: ConfigDict, versions: dict[str, Task], size: int, repeats: int) -> None:
+    """Prints a line for each version; JaxRuntimeError if the batch does not fit."""
+    seconds: dict[str, list[float]] = {name: [] for name in versions}
+    counted = {}
+    for turn in range(repeats + 1):
+        for name, task in versions.items():
+            # A state of one version at a time, so that each has the memory to itself.
+            state, batch = fresh_state(task), random_batch(config, name, size)
+            key = jax.random.key(turn)
+            if turn == 0:
+                counted[name] = task.count_flops(state, batch, key)
+            state = jax.block_until_ready(task.step(state, batch, key, 1)[0])
+            start = time.perf_counter()
+            state, metrics = task.step(state, batch, key, 2)
+            jax.block_until_ready((state, metrics))
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+            del state, metrics
+    baseline = min(next(iter(seconds.values())))
+    for name, measured in seconds.items():
+        best = min(measured)
+        peak = flops.peak()
+        share = f"{counted[name] / best / peak:7.1%}" if peak else "  (unknown peak)"
+        print(
+            f"{size:6d}  {name:8}  {size / best:9.2f}  {counted[name] / best / 1e12:9.3f}  {share}"
+            f"  {peak_memory():>9}  {baseline / best:6.2f}"
+        )
+
+
+def fresh_state(task: Task) -> Any:
+    def create(key: jax.Array) -> Any:
+        return task.init_state(task.init_variables(key), key)
+
+    placement = sharding.replicated(sharding.create_mesh())
+    return jax.jit(create, out_shardings=placement)(jax.random.key(0))
+
+
+def peak_memory() -> str:
+    """The most that a device has held since the process started."""
+    stats = jax.local_devices()[0].memory_stats()
+    return f"{stats['peak_bytes_in_use'] / 2**30:.1f} GiB" if stats else "-"
+
+
+def main() -> None:
+    config = flags.FLAGS.config
+    try:
+        sizes = [int(size) for size in _BATCH_SIZES.value]
+    except ValueError:
+        raise UserError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: numbers only") from None
+    device = jax.devices()[0].device_kind
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    print(f"{jax.device_count()} x {device}, jax {jax.__version__}, {path}")
+    with jax.set_mesh(sharding.create_mesh()):
+        versions = (generator_versions if _TASK.value == "generator" else tokenizer_versions)(
+            config
+        )
+        print(" batch  version   images/s  teraflop/s  of peak     memory   ratio")
+        for size in sizes:
+            try:
+                measure(config, versions, size, _REPEATS.value)
+            except JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                print(f"{size:6d}  does not fit")
+                break
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The config whose step is timed.")
+    flags.mark_flag_as_required("config")
+    cli.run(main)

@@ -1,0 +1,202 @@
+"""Each switch of the paper's Table 3 turns off what it names, in the model, losses and samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import nvg_digits
+from nvg_jax import granularity, sampling
+from nvg_jax.granularity import GranularitySequence
+from nvg_jax.models.build import build_generator, build_tokenizer
+from nvg_jax.training import losses
+
+BATCH, STAGE = 3, 2
+ABLATIONS = {
+    "structure_rope": False,
+    "final_canvas": False,
+    "noised_canvas": True,
+    "known_structure": False,
+}
+
+
+def make_config(name=None):
+    config = nvg_digits.get_config()
+    config.data.image_size, config.data.num_classes = 8, 3
+    model = config.tokenizer.model
+    model.multipliers, model.latent_channels, model.vocab_size = (1, 1), 4, 16
+    model = config.generator.model
+    model.depth, model.content_width, model.structure_width, model.content_heads = 1, 32, 32, 1
+    if name:
+        model[name] = ABLATIONS[name]
+    return config
+
+
+@pytest.fixture(scope="module")
+def variables(random_variables):
+    """Of the generator, whose parameters are the same with every switch, and the tokenizer."""
+    tokenizer = build_tokenizer(make_config())
+    tokenizer_variables = random_variables(tokenizer, tokenizer.example())
+    tokenizer_variables["stats"]["quantizer"]["canvas_scales"] = jnp.linspace(1, 2, 6)
+    generator = build_generator(make_config())
+    return random_variables(generator, generator.example()), tokenizer_variables
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    keys = jax.random.split(jax.random.key(0), 8)
+    structure = jnp.argsort(jax.random.uniform(keys[0], (BATCH, 16))).astype(jnp.int32)
+    return {
+        "sequence": GranularitySequence(
+            structure, jax.random.randint(keys[1], (BATCH, 31), 0, 16, jnp.int32)
+        ),
+        "canvases": jax.random.normal(keys[2], (BATCH, 6, 16, 4)),
+        "class_id": jnp.arange(BATCH),
+        "structure_noise": jax.random.normal(keys[3], (BATCH, 16, 4)),
+        "time": jax.random.uniform(keys[4], (BATCH, 3)),
+        "canvas_noise": jax.random.normal(keys[5], (BATCH, 16, 4)),
+    }
+
+
+def predict(generator, variables, inputs, structure, canvas, stage=STAGE, noise=None):
+    return generator.apply(
+        variables[0],
+        canvas,
+        structure,
+        jnp.full(BATCH, stage),
+        inputs["class_id"],
+        variables[1]["stats"]["quantizer"]["canvas_scales"],
+        noise=noise,
+        method="predict_canvas",
+    )
+
+
+def velocity(generator, variables, inputs, structure):
+    return generator.apply(
+        variables[0],
+        inputs["structure_noise"],
+        inputs["canvases"][:, 1],
+        structure,
+        jnp.full(BATCH, STAGE),
+        inputs["time"][:, 0],
+        inputs["class_id"],
+        method="velocity",
+    )
+
+
+def content_losses(generator, variables, inputs, canvas_noise=None):
+    return losses.content_losses(
+        generator,
+        variables[0],
+        inputs["sequence"],
+        inputs["canvases"],
+        inputs["class_id"],
+        variables[1]["stats"]["quantizer"]["canvas_scales"],
+        canvas_noise=canvas_noise,
+    )
+
+
+@pytest.mark.parametrize("name", [None, "structure_rope"])
+def test_rope_tells_the_structure_unless_switched_off(name, variables, inputs):
+    generator, canvas = build_generator(make_config(name)), inputs["canvases"][:, STAGE]
+    structure = inputs["sequence"].structure
+    others = jnp.roll(structure, 1, axis=1)
+    content = [predict(generator, variables, inputs, s, canvas) for s in (structure, others)]
+    flow = [velocity(generator, variables, inputs, s) for s in (structure, others)]
+    for one, other in (content, flow):
+        assert np.array_equal(one, other) == (name == "structure_rope")
+
+
+def test_without_a_final_canvas_tokens_follow_from_the_output_itself(variables, inputs):
+    full, direct = (build_generator(make_config(name)) for name in (None, "final_canvas"))
+    structure, canvas = inputs["sequence"].structure, inputs["canvases"][:, STAGE]
+    labels = granularity.labels_at(structure, STAGE)
+    output = predict(direct, variables, inputs, structure, canvas)
+
+    def logits(generator, output, canvas):
+        return generator.apply(variables[0], output, canvas, labels, 4, method="token_logits")
+
+    ignoring = logits(direct, output, canvas)
+    np.testing.assert_array_equal(ignoring, logits(direct, output, 0 * canvas))
+    np.testing.assert_allclose(ignoring, logits(full, output, 0 * canvas), atol=1e-6)
+    assert np.abs(ignoring - logits(full, output, canvas)).max() > 1e-3
+    assert set(content_losses(direct, variables, inputs)) == {"content"}
+    assert set(content_losses(full, variables, inputs)) == {"content", "final"}
+
+
+def test_a_noised_canvas_goes_from_noise_to_itself(variables, inputs):
+    full, noised = (build_generator(make_config(name)) for name in (None, "noised_canvas"))
+    structure, canvas = inputs["sequence"].structure, inputs["canvases"][:, STAGE]
+    noise = inputs["canvas_noise"]
+
+    def run(stage, canvas, noise):
+        return predict(noised, variables, inputs, structure, canvas, stage, noise)
+
+    np.testing.assert_array_equal(run(0, canvas, noise), run(0, 2 * canvas, noise))
+    assert np.abs(run(0, canvas, noise) - run(0, canvas, 2 * noise)).max() > 1e-4
+    # Two of five stages are done: 3/5 noise and 2/5 of the canvas, at its scale.
+    scale = variables[1]["stats"]["quantizer"]["canvas_scales"][STAGE]
+    mixed = 0.6 * noise / scale + 0.4 * canvas
+    expected = predict(full, variables, inputs, structure, mixed)
+    np.testing.assert_allclose(run(STAGE, canvas, noise), expected, atol=1e-5)
+    by_stage = content_losses(noised, variables, inputs, noise)
+    assert np.any(
+        by_stage["content"] != content_losses(noised, variables, inputs, -noise)["content"]
+    )
+
+
+def test_pure_noise_hides_and_trains_all_channels(variables, inputs):
+    generator = build_generator(make_config("known_structure"))
+    structure = inputs["sequence"].structure
+    arguments = [inputs[name] for name in ("class_id", "structure_noise", "time")]
+    actual = losses.structure_losses(
+        generator, variables[0], inputs["sequence"], inputs["canvases"], *arguments
+    )
+    x = np.asarray(granularity.structure_embedding(structure, 4)) - 1
+    noise, expected = np.asarray(inputs["structure_noise"]), []
+    for stage in range(3):
+        t = np.asarray(inputs["time"])[:, stage, None, None]
+        predicted = noise - generator.apply(
+            variables[0],
+            jnp.asarray(t * noise + (1 - t) * x),
+            inputs["canvases"][:, stage + 1],
+            structure,
+            jnp.full(BATCH, stage),
+            inputs["time"][:, stage],
+            inputs["class_id"],
+            method="velocity",
+        )
+        expected.append(np.mean((predicted - x) ** 2))
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
+
+
+def test_samples_show_every_switch(variables):
+    tokenizer = build_tokenizer(make_config())
+    keys = jax.random.split(jax.random.key(1), 32)
+    # Large enough for choices to differ, and for the flow's scores not all to be clipped.
+    factors = {"content": 4, "structure": 2}
+    strong = {
+        "params": {
+            name: jax.tree.map(lambda x, f=factor: f * x, variables[0]["params"][name])
+            for name, factor in factors.items()
+        }
+    }
+    found = []
+    for name in (None, *ABLATIONS):
+        sequence = sampling.sample(
+            tokenizer,
+            build_generator(make_config(name)),
+            sampling.Settings(flow_steps=3),
+            variables[1],
+            strong,
+            jnp.arange(32) % 3,
+            keys,
+        )
+        np.testing.assert_array_equal(np.sort(sequence.structure), np.tile(np.arange(16), (32, 1)))
+        found.append(np.concatenate(sequence, axis=1).tobytes())
+    assert len(set(found)) == len(found)
+
+
+def test_architecture_names_the_switches():
+    names = {build_generator(make_config(name)).architecture for name in (None, *ABLATIONS)}
+    assert len(names) == 5

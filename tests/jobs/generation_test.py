@@ -1,0 +1,32 @@
+"""Samples of a tiny trained model."""
+
+import numpy as np
+import pytest
+
+from nvg_jax import jobs
+from nvg_jax.errors import UserError
+
+
+def test_a_sample_does_not_depend_on_the_batch_size(trained):
+    config, workdir = trained
+    model, settings = jobs.load_model(config, workdir), jobs.sampling_settings(config)
+    class_ids = jobs.requested_classes(config, 7)
+
+    def images(batch_size):
+        batches = jobs.generate(model, settings, class_ids, batch_size, seed=3)
+        return np.concatenate([batch for _, batch in batches])
+
+    assert len(images(4)) == 7
+    np.testing.assert_array_equal(images(4), images(7))
+
+
+def test_bad_requests_are_one_clear_line(trained):
+    config, workdir = trained
+    config.sampling.classes = (3, 10)
+    with pytest.raises(UserError, match=r"class 10 .* outside 0\.\.9"):
+        jobs.sample(config, workdir)
+
+
+def test_sampling_without_a_checkpoint(tiny_config, tmp_path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        jobs.sample(tiny_config, str(tmp_path))
