@@ -9,9 +9,10 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-
-from nvg_jax import jobs
+from etils import epath
+from ml_collections import ConfigDict
 
 pytestmark = pytest.mark.slow
 
@@ -21,14 +22,14 @@ def command(config, workdir) -> list[str]:
     changes = {
         "data.data_dir": config.data.data_dir,
         "data.image_size": config.data.image_size,
+        "frozen.random": config.frozen.random,
         "tokenizer.scale_batches": config.tokenizer.scale_batches,
         "sampling.num_samples": 10,
         "sampling.batch_size": 10,
     }
     for name in ("tokenizer", "generator"):
         for section in ("model", "training"):
-            for key, value in config[name][section].items():
-                changes[f"{name}.{section}.{key}"] = value
+            changes |= flattened(config[name][section], f"{name}.{section}")
     return [
         sys.executable,
         "-m",
@@ -39,14 +40,30 @@ def command(config, workdir) -> list[str]:
     ]
 
 
+def flattened(config, prefix: str) -> dict:
+    values = {}
+    for key, value in config.items():
+        name = f"{prefix}.{key}"
+        values |= flattened(value, name) if isinstance(value, ConfigDict) else {name: value}
+    return values
+
+
 def run(arguments: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
 def config(tiny_config):
+    """With a discriminator, whose state is part of what must not get lost."""
+    tiny_config.data.image_size = 16
+    tiny_config.frozen.random = True
+    tiny_config.tokenizer.model.multipliers = (1, 1, 1)
+    training = tiny_config.tokenizer.training
+    training.lpips_weight, training.adversarial_weight = 1.0, 0.1
+    training.discriminator.input_size = 16
     for training in (tiny_config.tokenizer.training, tiny_config.generator.training):
-        training.epochs = 40 / 22
+        training.batch_size = 16
+        training.epochs = 40 / 89  # Steps of an epoch of 1,437 images.
         training.checkpoint_every = 3
         training.log_every = 10
         training.image_every = 1000
@@ -59,16 +76,22 @@ def uninterrupted(tmp_path_factory):
     return tmp_path_factory.mktemp("uninterrupted")
 
 
-def final_variables(config, workdir):
-    model = jobs.load_model(config, str(workdir))
-    return model.tokenizer_variables, model.generator_variables
+def final_states(workdir):
+    """All arrays of the last checkpoints: optimizers, averages and discriminator included."""
+    states = {}
+    for name in ("tokenizer", "generator"):
+        path = epath.Path(workdir) / name / "checkpoints" / "40" / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            states[name] = checkpointer.restore(path)
+    assert states["tokenizer"]["adversary"]["params"]
+    return states
 
 
 def run_uninterrupted(config, workdir: pathlib.Path):
     if not any(workdir.iterdir()):
         result = run(command(config, workdir))
         assert result.returncode == 0, result.stderr
-    return final_variables(config, workdir)
+    return final_states(workdir)
 
 
 def end_when(process: subprocess.Popen, number: int, ready) -> int:
@@ -109,7 +132,7 @@ def test_killed_training_ends_with_the_same_parameters(config, uninterrupted, tm
         assert code == -signal.SIGKILL
         kills += 1
     assert code == 0 and kills >= 3
-    jax.tree.map(np.testing.assert_array_equal, final_variables(config, tmp_path), expected)
+    jax.tree.map(np.testing.assert_array_equal, final_states(tmp_path), expected)
 
 
 def test_sigterm_saves_and_exits_cleanly(config, uninterrupted, tmp_path):
@@ -124,4 +147,4 @@ def test_sigterm_saves_and_exits_cleanly(config, uninterrupted, tmp_path):
     result = run(command(config, tmp_path))
     assert result.returncode == 0, result.stderr
     assert "resumed at step" in result.stdout
-    jax.tree.map(np.testing.assert_array_equal, final_variables(config, tmp_path), expected)
+    jax.tree.map(np.testing.assert_array_equal, final_states(tmp_path), expected)

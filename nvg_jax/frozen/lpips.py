@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
+SMALLEST_IMAGE = 16  # Pixels, of which four poolings leave one.
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
 
@@ -42,7 +43,10 @@ class VGG16(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The distance of two batches of images in [-1, 1], from 16 x 16 pixels on, in float32."""
+    """The distance of two batches of images in [-1, 1], in float32.
+
+    Their sides are at least SMALLEST_IMAGE.
+    """
 
     @nn.compact
     def __call__(self, a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"]) -> Float[Array, "B"]:

@@ -13,7 +13,9 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from nvg_jax import granularity, sampling, visualize
+from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
+from nvg_jax.frozen.lpips import SMALLEST_IMAGE
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.models.tokenizer import Tokenizer
 from nvg_jax.training import accumulation, flops, optimizer
@@ -41,17 +43,32 @@ class TokenizerTask:
         lpips: Frozen | None = None,
         dino: Frozen | None = None,
     ):
-        """config: the tokenizer's training config."""
+        """config: the tokenizer's training config.
+
+        UserError if the frozen networks cannot look at images of the tokenizer's size.
+        """
         self.tokenizer = tokenizer
         self.architecture = tokenizer.architecture
         self.warm_up_steps = round(config.warm_up_epochs * epoch_steps)
         self._weights = {"l1": 1.0, "quantization": 1.0}
         self._lpips = self._adversary = None
         self._frozen = {}
+        side = tokenizer.image_size
         if config.lpips_weight:
+            if side < SMALLEST_IMAGE:
+                raise UserError(
+                    f"LPIPS cannot compare images of {side} pixels, only from {SMALLEST_IMAGE} on: "
+                    "set config.tokenizer.training.lpips_weight to 0"
+                )
             self._weights["lpips"] = config.lpips_weight
             self._lpips, self._frozen["lpips"] = lpips
         if config.adversarial_weight:
+            seen, patch = config.discriminator.input_size, dino.module.patch_size
+            if seen > side or seen % patch:
+                raise UserError(
+                    f"config.tokenizer.training.discriminator.input_size={seen} is not a multiple "
+                    f"of {patch} up to the image size, {side}"
+                )
             self._weights["adversarial"] = config.adversarial_weight
             self._adversary = Adversary(dino.module, config, num_steps)
             self._frozen["dino"] = dino.variables

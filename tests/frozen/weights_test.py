@@ -1,3 +1,5 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,14 @@ def test_missing_weights_say_how_to_fetch_them(tmp_path, monkeypatch):
     )
     with pytest.raises(UserError, match=rf"fetch lpips --directory={tmp_path}` first$"):
         weights.load("lpips", str(tmp_path))
+
+
+@pytest.mark.parametrize("file", weights.FILES.values(), ids=weights.FILES)
+def test_the_readme_says_where_each_file_is_from(file):
+    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
+    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{file.name}` |")]
+    assert file.address in row and file.licence in row
+    assert (file.sha256_prefix or "not published") in row
 
 
 def test_default_folder_is_in_the_home(monkeypatch, tmp_path):

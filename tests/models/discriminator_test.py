@@ -73,8 +73,7 @@ def test_power_iteration_goes_on_only_if_it_may(variables):
     assert any(np.any(old != new) for old, new in vectors)
 
 
-def test_batch_norm_is_the_same_over_several_devices(variables):
-    """Its statistics are those of the whole batch, however the batch is laid out."""
+def test_batch_norm_looks_at_the_whole_batch(variables):
     halves = [jax.jit(Discriminator().apply)(variables, half) for half in jnp.split(READOUTS, 2)]
     whole = jax.jit(Discriminator().apply)(variables, READOUTS)
     assert np.abs(np.concatenate(halves) - whole).max() > 1e-3

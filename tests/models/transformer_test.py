@@ -194,3 +194,28 @@ def test_drop_path_rises_from_zero_in_the_first_block(inputs, variables):
     assert abs(is_first_alone.mean() - 0.45 * 0.9) < 0.09
     assert not np.any(np.all(np.asarray(out) == np.asarray(alike[0]), axis=(1, 2)))
     assert len(np.unique(np.round(np.asarray(out)[:, 0, 0], 3))) == 4
+
+
+@pytest.mark.parametrize("remat", [False, True])
+def test_tap_gives_the_tokens_after_so_many_blocks(inputs, variables, remat):
+    stack = _stack(3, remat=remat)
+    out, sown = stack.clone(tap=2).apply(variables, *inputs, True, mutable=["intermediates"])
+    (tapped,) = sown["intermediates"]["tapped"]
+    np.testing.assert_array_equal(out, stack.apply(variables, *inputs, True))
+    expected = inputs[0]
+    for index in range(2):
+        expected = _block(variables, index, inputs, expected)
+    np.testing.assert_allclose(tapped, expected, atol=1e-5)
+
+
+def test_a_tap_keeps_no_copy_of_each_block(inputs, variables):
+    def memory(tap):
+        def loss(variables):
+            stack = _stack(3, remat=True).clone(tap=tap)
+            out, sown = stack.apply(variables, *inputs, True, mutable=["intermediates"])
+            return jnp.sum(out**2) + sum(map(jnp.sum, jax.tree.leaves(sown)))
+
+        compiled = jax.jit(jax.grad(loss)).lower(variables).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert memory(tap=2) - memory(tap=0) < 3 * inputs[0].nbytes

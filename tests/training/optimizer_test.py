@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import nvg_d24
+from configs import nvg_d12, nvg_d16, nvg_d20, nvg_d24
 from nvg_jax.errors import UserError
-from nvg_jax.training import optimizer
+from nvg_jax.training import loop, optimizer
 
 
 def training_config(**changes) -> ConfigDict:
@@ -23,6 +23,29 @@ def test_warm_up_plateau_and_linear_decay():
     steps = np.array([0, 50, 100, 500, 800, 900, 1000])
     fraction = [0.005, (0.005 + 1) / 2, 1, 1, 1, 0.55, 0.1]
     np.testing.assert_allclose([rate(s) for s in steps], 3e-4 * np.array(fraction), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config, epochs, decay_epoch, last",
+    [
+        (nvg_d12, 40, 32, 0.1),
+        (nvg_d16, 200, 160, 0.1),
+        (nvg_d20, 250, 200, 0.1),
+        (nvg_d24, 350, 200, 0.01),
+    ],
+)
+def test_the_papers_schedules_on_imagenet(config, epochs, decay_epoch, last):
+    training = config.get_config().generator.training
+    schedule = loop.Schedule.create(training, 1_281_167)
+    assert (schedule.batch_size, schedule.epoch_steps) == (768, 1668)
+    assert schedule.num_steps == epochs * 1668
+    rate = optimizer.learning_rate(training, schedule.num_steps)
+    decay_at = decay_epoch * 1668
+    np.testing.assert_allclose(rate(0), 0.005 * 3e-4, rtol=1e-5)
+    np.testing.assert_allclose([rate(1000), rate(decay_at)], 3e-4, rtol=1e-5)
+    halfway = (decay_at + schedule.num_steps) / 2
+    np.testing.assert_allclose(rate(halfway), 3e-4 * (1 + last) / 2, rtol=1e-4)
+    np.testing.assert_allclose(rate(schedule.num_steps), last * 3e-4, rtol=1e-4)
 
 
 def test_cosine_decay():

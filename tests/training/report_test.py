@@ -1,13 +1,16 @@
 """What the report says against what happened."""
 
 import logging
+import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
+from nvg_jax.training import flops
 from nvg_jax.training.report import Report
 
 
@@ -48,6 +51,25 @@ def test_summary_is_the_mean_over_the_steps(report, tmp_path, caplog):
     text = caplog.text
     assert "generator 12/100  loss 2.0000" in text and "skipped 4" in text and "left" in text
     assert "codebook usage by stage" in text and "content by stage" in text
+
+
+def test_utilisation_is_what_a_step_takes_of_the_peak(report, tmp_path, caplog, monkeypatch):
+    caplog.set_level(logging.INFO, logger="nvg_jax")
+    kind = jax.devices()[0].device_kind
+    monkeypatch.setitem(flops.PEAK_FLOPS, kind, 1e12 / jax.device_count())
+    report.step_flops = 3e9
+    report.add(metrics(1.0), skipped=0)
+    time.sleep(0.05)
+    report.write(11, learning_rate=1e-3)
+    report.close()
+    scalars = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    speed, utilisation, images = (
+        float(make_ndarray(scalars.Tensors(tag)[0].tensor_proto))
+        for tag in ("teraflops_per_second", "utilisation", "images_per_second")
+    )
+    np.testing.assert_allclose(speed, 3e-3 * images / 32, rtol=1e-5)
+    np.testing.assert_allclose(utilisation, speed, rtol=1e-5)
+    assert "of peak)" in caplog.text
 
 
 def test_pictures_are_written_as_files(report, tmp_path):

@@ -21,3 +21,10 @@ def test_average_follows_the_parameters():
     np.testing.assert_allclose(state.params["w"], parameter)
     np.testing.assert_allclose(state.ema["params"]["w"], average, rtol=1e-5)
     np.testing.assert_array_equal(state.ema["stats"]["s"], 7.0)
+
+
+def test_helpers_are_trained_but_not_kept():
+    sgd = optax.sgd(1.0)
+    state = TrainState.create({"params": {"w": jnp.array(0.0)}}, sgd, {"helper": jnp.array(0.0)})
+    state = state.update({"w": jnp.array(-1.0), "helper": jnp.array(-2.0)}, sgd, ema_decay=0.5)
+    assert state.params == {"w": 1.0, "helper": 2.0} and set(state.ema["params"]) == {"w"}

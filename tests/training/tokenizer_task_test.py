@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.models.build import build_tokenizer
@@ -153,3 +154,16 @@ def test_microbatches_give_the_same_gradient(make_full_task, large_batch):
     moments = [jax.tree.leaves(s.opt_state[1][0].mu) for s in (whole, divided)]
     for one, other in zip(*moments, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max() + 1e-8)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_the_discriminator_sees_whole_patches_of_the_image(make_full_task, size):
+    with pytest.raises(UserError, match=f"input_size={size} is not a multiple of 16 up to .* 16"):
+        make_full_task(discriminator={"input_size": size})
+
+
+def test_images_too_small_for_lpips(tiny_config, frozen):
+    training = tiny_config.tokenizer.training
+    training.lpips_weight = 1.0
+    with pytest.raises(UserError, match="LPIPS cannot compare images of 8 pixels"):
+        TokenizerTask(build_tokenizer(tiny_config), training, 100, 5, *frozen)

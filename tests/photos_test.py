@@ -1,0 +1,37 @@
+"""The photographs' config as it stands, for fewer steps: every loss, real-size frozen networks."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.slow
+def test_the_loss_falls_and_no_stage_collapses(tmp_path):
+    data = ["--config.data.data_dir=" + str(tmp_path / "datasets")]
+    prepare = [sys.executable, "-m", "nvg_jax.data.prepare", "photos"]
+    subprocess.run([*prepare, f"--data_dir={tmp_path / 'datasets'}"], check=True)
+    command = [
+        *(sys.executable, "-m", "nvg_jax.main", "--config=configs/nvg_photos.py"),
+        *(f"--workdir={tmp_path}", "--config.tokenizer.training.epochs=0.4", *data),
+        *("--config.tokenizer.training.log_every=10", "--config.generator.training.epochs=0.05"),
+        "--config.sampling.num_samples=4",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = re.findall(r"tokenizer \d+/50 .*", done.stdout)
+    names = ("loss", "l1", "lpips", "quantization", "discriminator")
+    first, last = (
+        {name: float(re.search(rf" {name} ([\d.]+)", line)[1]) for name in names}
+        for line in (lines[0], lines[-1])
+    )
+    assert len(lines) == 5 and all(last[name] < first[name] for name in names), (first, last)
+    done = subprocess.run([*command, "--job=evaluate"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(pathlib.Path(tmp_path, "evaluation.json").read_text())
+    # Stages 5 and 6 have more than 16 clusters.
+    assert min(results["codebook_usage_by_stage"][5:]) > 0.3
+    assert (tmp_path / "samples" / "grid.png").exists()
