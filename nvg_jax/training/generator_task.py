@@ -99,9 +99,10 @@ class GeneratorTask:
     def _step(
         self, state: TrainState, frozen: Any, batch: Batch, key: jax.Array
     ) -> tuple[TrainState, dict[str, Array]]:
-        loss_key, draw_key = jax.random.split(key)
+        dropout_key, loss_key, noise_key, time_key = jax.random.split(key, 4)
         # Drawn for the whole batch, so that it does not matter how it is divided.
-        batch = {**batch, **self._draws(batch["label"].shape[0], draw_key)}
+        draws = self._draws(batch["label"].shape[0], dropout_key, noise_key, time_key)
+        batch = {**batch, **draws}
 
         def loss_fn(params, batch, key):
             variables = {"params": params}
@@ -146,10 +147,11 @@ class GeneratorTask:
         metrics["gradient_norm"] = optax.tree.norm(grads)
         return state.update(grads, self._optimizer, self._ema_decay), metrics
 
-    def _draws(self, batch_size: int, key: jax.Array) -> Batch:
+    def _draws(
+        self, batch_size: int, dropout_key: jax.Array, noise_key: jax.Array, time_key: jax.Array
+    ) -> Batch:
         """The random numbers of every image."""
         length, last_stage = self.generator.num_positions, self.generator.last_stage
-        dropout_key, noise_key, time_key, canvas_key = jax.random.split(key, 4)
         draws = {
             "class_dropped": jax.random.bernoulli(dropout_key, self._class_dropout, (batch_size,)),
             "structure_noise": jax.random.normal(noise_key, (batch_size, length, last_stage)),
@@ -157,6 +159,7 @@ class GeneratorTask:
         }
         if self.generator.noised_canvas:
             shape = (batch_size, length, self.generator.latent_channels)
+            canvas_key = jax.random.fold_in(noise_key, 1)
             draws["canvas_noise"] = jax.random.normal(canvas_key, shape)
         return draws
 
