@@ -108,16 +108,16 @@ def test_tokenized_images_give_the_same_loss(make_task, batch, tokenizer_variabl
 
 def test_microbatches_give_the_same_gradient(make_task, batch):
     after = []
-    for microbatches in (1, 2, 4):
+    for microbatches in (1, 4):
         task = make_task(microbatches=microbatches)
         state, metrics = task.step(fresh_state(task), batch, jax.random.key(3), 0)
         # Adam's first moment is the gradient itself, up to a factor.
         after.append((jax.device_get(metrics), jax.tree.leaves(state.opt_state[1][0].mu)))
-    for metrics, moments in after[1:]:
-        for name, value in after[0][0].items():
-            np.testing.assert_allclose(metrics[name], value, rtol=1e-4, err_msg=name)
-        for one, other in zip(after[0][1], moments, strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max() + 1e-9)
+    (whole, whole_moments), (divided, divided_moments) = after
+    for name, value in whole.items():
+        np.testing.assert_allclose(divided[name], value, rtol=1e-4, err_msg=name)
+    for one, other in zip(whole_moments, divided_moments, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 * np.abs(one).max() + 1e-9)
 
 
 def test_repa_aligns_the_tapped_tokens(make_task, batch):

@@ -5,6 +5,8 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 _ON_FOUR_DEVICES = """
 import jax
 import jax.numpy as jnp
@@ -68,6 +70,7 @@ for one, four in (
 """
 
 
+@pytest.mark.slow
 def test_four_devices_do_what_one_does():
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
