@@ -18,6 +18,10 @@ def test_the_loss_falls_and_no_stage_collapses(tmp_path):
         *(sys.executable, "-m", "nvg_jax.main", "--config=configs/nvg_photos.py"),
         *(f"--workdir={tmp_path}", "--config.tokenizer.training.epochs=0.4", *data),
         *("--config.tokenizer.training.log_every=10", "--config.generator.training.epochs=0.05"),
+        *(
+            "--config.generator.training.repa.weight=0.5",
+            "--config.generator.training.repa.depth=2",
+        ),
         "--config.sampling.num_samples=4",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -29,6 +33,7 @@ def test_the_loss_falls_and_no_stage_collapses(tmp_path):
         for line in (lines[0], lines[-1])
     )
     assert len(lines) == 5 and all(last[name] < first[name] for name in names), (first, last)
+    assert re.search(r"generator 3/3 .* repa [01]\.\d+", done.stdout)
     done = subprocess.run([*command, "--job=evaluate"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     results = json.loads(pathlib.Path(tmp_path, "evaluation.json").read_text())

@@ -85,8 +85,8 @@ def small():
         vocab_size=16,
         num_classes=3,
     )
-    tokenizer_variables = tokenizer.init(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    generator_variables = generator.init(jax.random.key(1), jnp.zeros((1,), jnp.int32))
+    tokenizer_variables = jax.jit(tokenizer.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+    generator_variables = jax.jit(generator.init)(jax.random.key(1), jnp.zeros((1,), jnp.int32))
 
     def sample(class_id, keys, flow_steps=3, **changes) -> GranularitySequence:
         return sampling.sample(

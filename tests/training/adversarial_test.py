@@ -76,3 +76,19 @@ def test_anchors_follow_the_mean_logits_slowly(setting):
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     updated = adversary.update(state, zeros, aux)
     np.testing.assert_allclose(updated.anchors, 0.001 * aux["logits"], rtol=1e-4)
+
+
+def test_weight_decay_is_the_discriminators_own():
+    config = nvg_digits.get_config().tokenizer.training
+    config.update({"learning_rate": 0.1, "warmup_steps": 0, "weight_decay": 0.0})
+    config.discriminator.update({"input_size": 16, "weight_decay": 0.5})
+    module = VisionTransformer(16, width=32, num_heads=2, native_grid=2, layer_scale=False)
+    adversary = Adversary(module, config, num_steps=10)
+    state = jax.jit(adversary.init)(jax.random.key(1))
+    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    aux = {"stats": state.stats, "logits": jnp.zeros(2)}
+    decayed = adversary.update(state, zeros, aux).params["heads"]
+    for name, head in state.params["heads"].items():
+        for kind, old in head.items():
+            factor = 0.95 if kind == "kernel" else 1.0
+            np.testing.assert_allclose(decayed[name][kind], factor * old, rtol=1e-5, atol=1e-7)

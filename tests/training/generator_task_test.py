@@ -7,16 +7,19 @@ import pytest
 
 from nvg_jax import jobs
 from nvg_jax.errors import UserError
-from nvg_jax.frozen.weights import load_network
+from nvg_jax.frozen.vit import VisionTransformer
+from nvg_jax.frozen.weights import Frozen
 from nvg_jax.models.build import build_generator, build_tokenizer
 from nvg_jax.training.generator_task import GeneratorTask
 from nvg_jax.training.tokenizer_task import tokenize
 
 
 @pytest.fixture
-def tokenizer_variables(tiny_config):
+def tokenizer_variables(tiny_config, random_variables):
     tokenizer = build_tokenizer(tiny_config)
-    return jax.jit(tokenizer.init)(jax.random.key(0), tokenizer.example())
+    variables = random_variables(tokenizer, tokenizer.example())
+    variables["stats"]["quantizer"]["canvas_scales"] = jnp.ones(tokenizer.last_stage + 2)
+    return variables
 
 
 @pytest.fixture
@@ -121,8 +124,9 @@ def test_microbatches_give_the_same_gradient(make_task, batch):
 
 
 def test_repa_aligns_the_tapped_tokens(make_task, batch):
-    dinov2 = load_network("dinov2", random=True)
-    task = make_task(dinov2, repa={"weight": 0.5, "depth": 1, "hidden": 32})
+    module = VisionTransformer(14, width=32, num_heads=2, native_grid=3, layer_scale=True)
+    features = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
+    task = make_task(Frozen(module, features), repa={"weight": 0.5, "depth": 1, "hidden": 32})
     state = fresh_state(task)
     first_kernel = np.array(state.params["projector"]["Dense_0"]["kernel"])
     history = []

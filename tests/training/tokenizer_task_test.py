@@ -21,8 +21,12 @@ def task(tiny_config):
     return TokenizerTask(build_tokenizer(tiny_config), training, num_steps=100, epoch_steps=5)
 
 
+def fresh_variables(task):
+    return jax.jit(task.init_variables)(KEY)
+
+
 def fresh_state(task):
-    return task.init_state(task.init_variables(KEY), KEY)
+    return jax.jit(lambda key: task.init_state(task.init_variables(key), key))(KEY)
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def test_warm_up_moves_codes_that_no_cluster_chose(task, batch):
     far[0] = 1.5  # Farther from all data than the other codes.
 
     def moved(step):
-        variables = task.init_variables(jax.random.key(1))
+        variables = fresh_variables(task)
         variables["params"]["quantizer"]["codebook"] = jnp.asarray(far)
         state, metrics = task.step(task.init_state(variables, KEY), batch, jax.random.key(2), step)
         assert metrics["token_counts"][:, 0].sum() == 0
@@ -68,7 +72,7 @@ def test_warm_up_moves_codes_that_no_cluster_chose(task, batch):
 
 
 def test_canvas_scales_are_one_over_the_standard_deviation(task, batch):
-    variables = task.init_variables(jax.random.key(1))
+    variables = fresh_variables(task)
     halves = batch["image"][:4], batch["image"][4:]
     moments = [jax.device_get(canvas_moments(task.tokenizer, variables, half)) for half in halves]
     scales = with_canvas_scales(variables, moments)["stats"]["quantizer"]["canvas_scales"]
