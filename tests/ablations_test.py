@@ -170,6 +170,7 @@ def test_pure_noise_hides_and_trains_all_channels(variables, inputs):
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_show_every_switch(variables):
     tokenizer = build_tokenizer(make_config())
     keys = jax.random.split(jax.random.key(1), 32)

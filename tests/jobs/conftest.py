@@ -1,17 +1,8 @@
 """A finished training that the tests of all jobs share."""
 
-import pathlib
-
 import pytest
 
 from nvg_jax import jobs
-
-
-def pytest_collection_modifyitems(items):
-    """Keeps the tests of this folder in one process, so that there is one training to share."""
-    for item in items:
-        if pathlib.Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group("jobs"))
 
 
 @pytest.fixture

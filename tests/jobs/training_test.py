@@ -15,7 +15,7 @@ from nvg_jax import jobs
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.models.build import build_tokenizer
-from nvg_jax.training import loop
+from nvg_jax.training import loop, tokenizer_task
 from nvg_jax.training.loop import Preempted
 
 
@@ -55,7 +55,7 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
     tokenizer = build_tokenizer(config)
     variables = jobs.load_model(config, workdir).tokenizer_variables
     images = next(pipeline.train_iterator(config.data, batch_size=512, seed=7))["image"]
-    _, canvases = tokenizer.apply(variables, jnp.asarray(images), method="tokenize")
+    _, canvases = tokenizer_task.tokenize(tokenizer, variables, jnp.asarray(images))
     expected = 1 / np.asarray(canvases).std(axis=(0, 2, 3))[1:]
     scales = np.asarray(variables["stats"]["quantizer"]["canvas_scales"])
     assert scales[0] == 1.0
@@ -133,6 +133,7 @@ def test_dataset_that_is_not_prepared(tiny_config, tmp_path):
         jobs.train(tiny_config, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_token_cache_takes_the_place_of_images(trained, tmp_path):
     config, workdir = trained
     if not epath.Path(workdir, "export").exists():
