@@ -54,9 +54,11 @@ def train(config: ConfigDict, workdir: str) -> None:
             tokenizer_variables = load_tokenizer(config, workdir, tokenizer)
         else:
             tokenizer_variables = _train_tokenizer(config, workdir, tokenizer, mesh, stop)
-        multihost_utils.sync_global_devices("looked for a token cache")
-        if cache and not is_cached:
-            tokenize(config, workdir, stop)
+        if cache:
+            # No process may begin the cache while another has still to look for it.
+            multihost_utils.sync_global_devices("looked for a token cache")
+            if not is_cached:
+                tokenize(config, workdir, stop)
         task = GeneratorTask(
             generator,
             tokenizer,
