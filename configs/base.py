@@ -121,6 +121,14 @@ def get_config(
     sampling.flow_steps = 25
     sampling.gumbel_split = False  # Draw the halves of a split instead of taking the top half.
 
+    config.control = control = ml_collections.ConfigDict()
+    control.structure = ""  # A mask's file, or a shape as circle:0.5,0.5,0.3 (see the README).
+    control.reference = ""  # An image's file, or an example as validation:7.
+    control.stages = 0  # First stages that they give; 0: all of a reference, few for a map.
+    control.content = False  # The reference gives its tokens as well as its structure.
+    control.strict = False  # Refuse a map that is not balanced.
+    control.num_samples = 4  # Rows in each half of the picture of the job `control`.
+
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.batch_size = 256
     evaluation.num_samples = 0  # Samples judged by the classifier; 0: reconstructions only.

@@ -9,11 +9,12 @@ from ml_collections import config_flags
 
 from nvg_jax import cli
 
-JOBS = ("train", "tokenize", "sample", "reconstruct", "evaluate", "export")
+JOBS = ("train", "tokenize", "sample", "control", "reconstruct", "evaluate", "export")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File path of the config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and results.")
 _JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
+_STRICT = flags.DEFINE_bool("strict", False, "Short for --config.control.strict.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -22,8 +23,10 @@ def main() -> None:
     from nvg_jax import jobs
     from nvg_jax.training.loop import Preempted
 
+    config = _CONFIG.value
+    config.control.strict |= _STRICT.value
     try:
-        getattr(jobs, _JOB.value)(_CONFIG.value, _WORKDIR.value)
+        getattr(jobs, _JOB.value)(config, _WORKDIR.value)
     except Preempted as stopped:
         logging.getLogger(jobs.__name__).info("%s", stopped)
 

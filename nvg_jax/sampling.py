@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,26 @@ class Settings:
     top_p: tuple[float, float] = (1.0, 0.5)
     flow_steps: int = 25
     gumbel_split: bool = False
+
+
+class Given(NamedTuple):
+    """What is not generated: the structure maps and the tokens of the first stages.
+
+    sequence: holds them; what it has of later stages does not matter.
+    structure_stages: how many stages, from 0 on, take their map from the sequence; 0..K + 1. (That
+      of stage 0 is the same for all images.)
+    content_stages: how many take their tokens from it, at most as many as their map, or 1.
+    """
+
+    sequence: GranularitySequence
+    structure_stages: int | Int[Array, ""]
+    content_stages: int | Int[Array, ""]
+
+
+def nothing_given(batch: int, num_positions: int) -> Given:
+    """Everything is generated."""
+    zeros = jnp.zeros((batch, 2 * num_positions - 1), jnp.int32)
+    return Given(GranularitySequence(zeros[:, :num_positions], zeros), 0, 0)
 
 
 def top_p_schedule(top_p: tuple[float, float], last_stage: int) -> Float[np.ndarray, "S"]:
@@ -91,14 +111,16 @@ def sample(
     class_id: Int[Array, "B"],
     keys: Key[Array, "B"],
     noise: Float[Array, "B L K"] | None = None,
+    given: Given | None = None,
 ) -> GranularitySequence:
     """Generates one sequence for each class id.
 
-    An image depends on its class and its key alone, not on the batch around it. `noise` takes the
-    place of the structure noise drawn from the keys.
+    An image depends on its class, its key and what is given of it alone, not on the batch around
+    it. `noise` takes the place of the structure noise drawn from the keys.
     """
     last_stage, length = generator.last_stage, generator.num_positions
     batch = class_id.shape[0]
+    given = nothing_given(batch, length) if given is None else given
     noise_keys, token_keys, split_keys = jax.vmap(lambda key: jax.random.split(key, 3))(keys).T
     if noise is None:
         noise = structure_noise(noise_keys, length, last_stage)
@@ -128,7 +150,11 @@ def sample(
     def twice(x):
         return None if x is None else jnp.concatenate([x, x])
 
-    def content(canvas, structure, at):
+    def given_content(canvas, structure, at):
+        start = (1 << at["stage"]) - 1
+        return jax.lax.dynamic_slice_in_dim(given.sequence.tokens, start, length, axis=1)
+
+    def generated_content(canvas, structure, at):
         """The tokens of a stage, one for each of L clusters of which the first 2^stage exist."""
         labels = granularity.labels_at(structure, at["stage"])
         stage = jnp.full((2 * batch,), at["stage"])
@@ -147,11 +173,11 @@ def sample(
 
         logits = guided(predict, at["content_guidance"])
         if settings.temperature == 0:
-            return jnp.argmax(logits, axis=-1)
+            return jnp.argmax(logits, axis=-1).astype(jnp.int32)
         top_p = None if settings.top_p == (1.0, 1.0) else at["top_p"]
         logits = truncate(logits / settings.temperature, settings.top_k, top_p)
         stage_keys = jax.vmap(jax.random.fold_in, (0, None))(token_keys, at["stage"])
-        return jax.vmap(jax.random.categorical)(stage_keys, logits)
+        return jax.vmap(jax.random.categorical)(stage_keys, logits).astype(jnp.int32)
 
     def flow_scores(canvas, structure, at):
         """Integrates the flow from noise; the stage's own channel scores which half is which."""
@@ -199,14 +225,20 @@ def sample(
     def no_split(canvas, structure, at):
         return structure
 
+    def given_split(canvas, structure, at):
+        children = granularity.labels_at(given.sequence.structure, at["stage"] + 1)
+        return granularity.structure_from_labels(children, at["stage"] + 1)
+
     def paint_stage(state, at):
         canvas, structure = state
-        tokens = content(canvas, structure, at).astype(jnp.int32)
+        keep_content = at["stage"] < given.content_stages
+        tokens = jax.lax.cond(keep_content, given_content, generated_content, canvas, structure, at)
         labels = granularity.labels_at(structure, at["stage"])
         canvas += tokenizer.apply(tokenizer_variables, tokens, labels, at["stage"], method="brush")
+        keep_split = at["stage"] + 1 < given.structure_stages
         structure = jax.lax.switch(
-            jnp.clip(at["stage"] - (last_stage - 2), 0, 2),
-            (generated_split, random_split, no_split),
+            jnp.where(keep_split, 3, jnp.clip(at["stage"] - (last_stage - 2), 0, 2)),
+            (generated_split, random_split, no_split, given_split),
             canvas,
             structure,
             at,

@@ -5,6 +5,7 @@ Every function but `save_png` is pure; a picture is a uint8 array [height, width
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from einops import rearrange, repeat
@@ -74,40 +75,90 @@ def strips(
       latent_shape: (h, w) of the positions in raster order, h * w = L.
       originals: the images that were reconstructed, for a last column, set off by a gap.
     """
-    count, stages, height, width, _ = canvases.shape
+    height, width = canvases.shape[2:4]
+    scale = _strip_scale(width)
     last_stage = granularity.last_stage(structure.shape[1])
-    scale = math.ceil(_STRIP_CELL / width)
+    rows = []
+    for image in range(len(canvases)):
+        labels = structure[image].reshape(latent_shape)
+        maps = [
+            structure_picture(labels >> (last_stage - stage), stage)
+            for stage in range(canvases.shape[1])
+        ]
+        size = (width * scale, height * scale)
+        maps = [Image.fromarray(x).resize(size, Image.Resampling.NEAREST) for x in maps]
+        shown = list(canvases[image])
+        rows += [shown if originals is None else [*shown, originals[image]], maps]
+    captions = [
+        f"stage {stage}\n{2**stage} token{'s' if stage else ''}"
+        for stage in range(canvases.shape[1])
+    ]
+    if originals is None:
+        return table(rows, captions, group=2)
+    return table(rows, [*captions, "original"], group=2, apart=len(captions))
+
+
+def structure_strip(
+    structure: Int[np.ndarray, "L"], latent_shape: tuple[int, int], stages: int
+) -> Picture:
+    """The maps of the first stages of one structure, side by side."""
+    last_stage = granularity.last_stage(len(structure))
+    labels = structure.reshape(latent_shape)
+    maps = [structure_picture(labels >> (last_stage - stage), stage) for stage in range(stages)]
+    return table([maps], [f"stage {stage}" for stage in range(stages)])
+
+
+def table(
+    rows: Sequence[Sequence[Image.Image | UInt8[np.ndarray, "_ _ 3"]]],
+    columns: Sequence[str],
+    names: Sequence[str] | None = None,
+    group: int = 1,
+    apart: int | None = None,
+) -> Picture:
+    """Pictures in rows and columns with captions.
+
+    Args:
+      rows: the pictures of each row, which may end early. All are as large as the first, which is
+        magnified (integer, nearest neighbour) to at least 96 pixels, or Pillow images of that size.
+      columns: a caption for each column, of at most two lines.
+      names: a caption for each row, left of it.
+      group: this many rows stand closer together.
+      apart: the column that stands apart from those before it.
+    """
+    height, width = rows[0][0].shape[:2]
+    scale = _strip_scale(width)
     height, width = height * scale, width * scale
     gap = max(2, width // 32)
     font = ImageFont.load_default(size=width // 8)
     caption_height = 3 * int(font.size)
-    columns = [gap + stage * (width + gap) for stage in range(stages + 1)]
-    columns[-1] += 3 * gap  # the column of the originals
-    rows = [caption_height + image * (2 * height + 5 * gap) for image in range(count)]
-    right = columns[stages - 1] if originals is None else columns[-1]
-    size = (right + width + gap, rows[-1] + 2 * height + 2 * gap)
-
+    margin = gap
+    if names:
+        lines = [line for name in names for line in name.splitlines()]
+        margin += math.ceil(max(map(font.getlength, lines))) + 2 * gap
+    lefts = [margin + column * (width + gap) for column in range(len(columns))]
+    if apart is not None:
+        lefts[apart:] = [left + 3 * gap for left in lefts[apart:]]
+    of_group = group * (height + gap) + 3 * gap
+    tops = [
+        caption_height + row // group * of_group + row % group * (height + gap)
+        for row in range(len(rows))
+    ]
+    size = (lefts[-1] + width + gap, tops[-1] + height + gap)
     picture = Image.new("RGB", size, (_BACKGROUND,) * 3)
     draw = ImageDraw.Draw(picture)
 
-    def caption(column: int, text: str) -> None:
-        place = (columns[column] + width / 2, caption_height / 2)
-        draw.text(place, text, _TEXT_COLOUR, font, anchor="mm", align="center", spacing=2)
+    def caption(x: float, y: float, text: str) -> None:
+        draw.text((x, y), text, _TEXT_COLOUR, font, anchor="mm", align="center", spacing=2)
 
-    def paste(pixels: np.ndarray, column: int, top: int) -> None:
-        cell = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-        picture.paste(cell, (columns[column], top))
-
-    for stage in range(stages):
-        caption(stage, f"stage {stage}\n{2**stage} token{'s' if stage else ''}")
-        for image, top in enumerate(rows):
-            labels = structure[image].reshape(latent_shape) >> (last_stage - stage)
-            paste(canvases[image, stage], stage, top)
-            paste(structure_picture(labels, stage), stage, top + height + gap)
-    if originals is not None:
-        caption(stages, "original")
-        for image, top in enumerate(rows):
-            paste(originals[image], stages, top)
+    for left, text in zip(lefts, columns, strict=True):
+        caption(left + width / 2, caption_height / 2, text)
+    for row, top in enumerate(tops):
+        if names:
+            caption((margin - gap) / 2, top + height / 2, names[row])
+        for left, pixels in zip(lefts, rows[row], strict=False):
+            if not isinstance(pixels, Image.Image):
+                pixels = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(pixels, (left, top))
     return np.asarray(picture)
 
 
@@ -118,6 +169,10 @@ def save_png(path: epath.PathLike, picture: Picture) -> None:
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "PNG")
     path.write_bytes(encoded.getvalue())
+
+
+def _strip_scale(width: int) -> int:
+    return math.ceil(_STRIP_CELL / width)
 
 
 def _stage_colours(stage: int) -> UInt8[np.ndarray, "N 3"]:

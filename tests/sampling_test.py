@@ -88,7 +88,7 @@ def small():
     tokenizer_variables = jax.jit(tokenizer.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     generator_variables = jax.jit(generator.init)(jax.random.key(1), jnp.zeros((1,), jnp.int32))
 
-    def sample(class_id, keys, flow_steps=3, **changes) -> GranularitySequence:
+    def sample(class_id, keys, flow_steps=3, given=None, **changes) -> GranularitySequence:
         return sampling.sample(
             tokenizer,
             generator,
@@ -97,6 +97,7 @@ def small():
             generator_variables,
             jnp.asarray(class_id, jnp.int32),
             keys,
+            given=given,
         )
 
     return tokenizer, tokenizer_variables, sample
@@ -132,6 +133,38 @@ def test_gumbel_split_draws_other_structures(small):
     drawn = sample([0, 1, 2, 1], keys, gumbel_split=True)
     top = sample([0, 1, 2, 1], keys)
     assert (np.asarray(drawn.structure) != np.asarray(top.structure)).any()
+
+
+def _random_sequence(seed, batch):
+    rng = np.random.default_rng(seed)
+    structure = np.stack([rng.permutation(16) for _ in range(batch)]).astype(np.int32)
+    tokens = rng.integers(0, 16, (batch, 31)).astype(np.int32)
+    return GranularitySequence(jnp.asarray(structure), jnp.asarray(tokens))
+
+
+def test_given_stages_come_out_as_given_and_the_rest_varies(small):
+    sample = small[2]
+    keys = jax.random.split(jax.random.key(6), 4)
+    classes = [0, 1, 2, 1]
+    reference = _random_sequence(0, 4)
+    free = sample(classes, keys)
+    for structure_stages in range(6):
+        for content_stages in {0, structure_stages // 2, structure_stages}:
+            given = sampling.Given(reference, structure_stages, content_stages)
+            found = sample(classes, keys, given=given)
+            np.testing.assert_array_equal(np.sort(found.structure), np.tile(np.arange(16), (4, 1)))
+            for stage in range(5):
+                same = {
+                    "structure": granularity.labels_at(found.structure, stage)
+                    == granularity.labels_at(reference.structure, stage),
+                    "content": granularity.stage_tokens(found.tokens, stage)
+                    == granularity.stage_tokens(reference.tokens, stage),
+                }
+                assert same["structure"].all() == (stage < max(structure_stages, 1))
+                assert same["content"].all() == (stage < content_stages)
+            if structure_stages < 2 and not content_stages:
+                np.testing.assert_array_equal(found.structure, free.structure)
+                np.testing.assert_array_equal(found.tokens, free.tokens)
 
 
 def test_top_k_one_is_greedy(small):

@@ -1,10 +1,11 @@
 """The jobs of the command line, as functions of a config and a working directory.
 
 A working directory holds `config.json`; `tokenizer/` and `generator/` with checkpoints, summaries
-and pictures; and what the jobs write: `samples/`, `reconstructions/`, `evaluation.json`,
-`token_cache/`, `export/`.
+and pictures; and what the jobs write: `samples/`, `control/`, `reconstructions/`,
+`evaluation.json`, `token_cache/`, `export/`.
 """
 
+from nvg_jax.jobs.control import control
 from nvg_jax.jobs.evaluation import evaluate, reconstruct
 from nvg_jax.jobs.generation import generate, requested_classes, sample, sampling_settings
 from nvg_jax.jobs.model import Model, export, load_model
@@ -13,6 +14,7 @@ from nvg_jax.jobs.training import train
 
 __all__ = [
     "Model",
+    "control",
     "evaluate",
     "export",
     "generate",

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nvg_jax import granularity, sampling, sharding, visualize
 from nvg_jax.errors import UserError
+from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.model import Model, load_model, output_directory
 
 log = logging.getLogger(__name__)
@@ -40,31 +41,45 @@ def requested_classes(config: ConfigDict, num_samples: int) -> np.ndarray:
 
 
 def generate(
-    model: Model, settings: sampling.Settings, class_ids: np.ndarray, batch_size: int, seed: int
+    model: Model,
+    settings: sampling.Settings,
+    class_ids: np.ndarray,
+    batch_size: int,
+    seed: int,
+    given: sampling.Given | None = None,
+    quiet: bool = False,
 ) -> Iterator[tuple[granularity.GranularitySequence, np.ndarray]]:
-    """Sequences and uint8 images of the class ids, batch by batch, with a progress bar.
+    """Sequences and uint8 images of the class ids, batch by batch; `quiet`: no progress bar.
 
-    Sample n depends on its class, the seed and n alone, not on the batch size or the devices.
+    Sample n depends on its class, the seed, n and what is given of it alone, not on the batch size
+    or the devices. `given` holds one sequence for all samples, or one for each.
     """
     mesh = sharding.create_mesh()
     sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
     count = len(class_ids)
-    padded = np.resize(class_ids, math.ceil(count / batch_size) * batch_size)
+    class_ids = np.asarray(class_ids, np.int32)
+    padded = np.arange(math.ceil(count / batch_size) * batch_size) % count
     placement = sharding.batch_sharding(mesh)
+    given = given or sampling.nothing_given(1, model.generator.num_positions)
     base_key = jax.random.key(seed)
-    with tqdm(total=count, desc="samples", unit="image", disable=None) as progress:
+    disable = True if quiet else None
+    with tqdm(total=count, desc="samples", unit="image", disable=disable) as progress:
         for start in range(0, count, batch_size):
-            chosen = slice(start, start + batch_size)
-            index = np.arange(chosen.start, chosen.stop)
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(base_key, index)
+            rows = padded[start : start + batch_size]
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(base_key, rows)
+            kept = jax.tree.map(
+                lambda x, rows=rows: np.broadcast_to(x, (count, *x.shape[1:]))[rows],
+                given.sequence,
+            )
             sequence = sampling.sample(
                 model.tokenizer,
                 model.generator,
                 settings,
                 model.tokenizer_variables,
                 model.generator_variables,
-                jax.device_put(padded[chosen], placement),
+                jax.device_put(class_ids[rows], placement),
                 jax.device_put(keys, placement),
+                given=given._replace(sequence=jax.device_put(kept, placement)),
             )
             images = sampling.decode(model.tokenizer, model.tokenizer_variables, sequence)
             real = min(batch_size, count - start)
@@ -80,13 +95,14 @@ def sample(config: ConfigDict, workdir: str) -> None:
     """Writes `samples/`: `samples.npz`, a grid of samples and the strips of a few, as PNG.
 
     `samples.npz` has the format of the ADM evaluation suite: `arr_0` uint8 [N, H, W, 3], `arr_1`
-    the labels [N].
+    the labels [N]. Where `config.control` gives the first stages, their maps are in `given.png`.
     """
     class_ids = requested_classes(config, config.sampling.num_samples)
     model = load_model(config, workdir)
     settings = sampling_settings(config)
+    given = given_stages(config, model.tokenizer, model.tokenizer_variables)
     images, first = [], None
-    batches = generate(model, settings, class_ids, config.sampling.batch_size, config.seed)
+    batches = generate(model, settings, class_ids, config.sampling.batch_size, config.seed, given)
     for sequence, batch in batches:
         first = first or sequence
         images.append(batch)
@@ -104,3 +120,9 @@ def sample(config: ConfigDict, workdir: str) -> None:
     visualize.save_png(directory / "grid.png", visualize.grid(images[:100]))
     visualize.save_png(directory / "strips.png", strips)
     log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), directory)
+    if given:
+        maps = visualize.structure_strip(
+            np.asarray(given.sequence.structure[0]), model.tokenizer.grid, given.structure_stages
+        )
+        visualize.save_png(directory / "given.png", maps)
+        log.info("wrote the given structure: %s/given.png", directory)

@@ -1,0 +1,197 @@
+"""Structure from maps: masks and simple shapes become balanced, nested labels (paper, Sec. 4.3).
+
+A map says for every pixel which segment it belongs to, as a level 0, 1, ...; bright segments have
+high levels. Every stage halves every cluster, so that a map whose segments are not equally large
+has to be balanced: each cluster is divided between two levels, as evenly as they allow, and where
+one side is too large, its positions nearest to the boundary go to the other.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from einops import reduce
+from etils import epath
+from jaxtyping import Float, Int
+from PIL import Image
+from scipy.ndimage import distance_transform_edt
+
+from nvg_jax import granularity
+from nvg_jax.errors import UserError
+
+Levels = Int[np.ndarray, "H W"]
+
+_SIDES = ("left", "right", "top", "bottom")
+_FORMS = {"circle": "circle:cx,cy,r", "rect": "rect:x0,y0,x1,y1"}
+_ADVICE = f"choose {', '.join(_FORMS.values())}, with fractions of the side, or {', '.join(_SIDES)}"
+
+
+def is_shape(text: str) -> bool:
+    """Whether a text is meant for `draw_shape`, and not the name of a file."""
+    return text in _SIDES or text.partition(":")[0] in _FORMS
+
+
+def draw_shape(text: str, image_size: int) -> Levels:
+    """A shape of level 1 on level 0.
+
+    Args:
+      text: 'circle:cx,cy,r', 'rect:x0,y0,x1,y1' (x to the right, y down, 0..1 over the image),
+        'left', 'right', 'top' or 'bottom'.
+      image_size: side of the map.
+
+    Raises:
+      UserError: no such shape, or numbers that are none or too few.
+    """
+    center = (np.arange(image_size) + 0.5) / image_size
+    x, y = center[None, :], center[:, None]
+    name, _, rest = text.partition(":")
+    try:
+        numbers = [float(number) for number in rest.split(",")] if rest else []
+        if name == "circle":
+            cx, cy, radius = numbers
+            inside = (x - cx) ** 2 + (y - cy) ** 2 <= radius**2
+        elif name == "rect":
+            x0, y0, x1, y1 = numbers
+            inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
+        elif name in _SIDES and not numbers:
+            half = {"left": x < 0.5, "right": x > 0.5, "top": y < 0.5, "bottom": y > 0.5}[name]
+            inside = np.broadcast_to(half, (image_size, image_size))
+        else:
+            raise ValueError
+    except ValueError:
+        raise UserError(f"unknown shape {text!r}: {_ADVICE}") from None
+    return inside.astype(int)
+
+
+def read_map(path: epath.PathLike, image_size: int, grid: tuple[int, int]) -> Levels:
+    """The map in an image file: its grey values, from dark to bright, are the levels.
+
+    Raises:
+      UserError: the file cannot be read, or is neither of the model's image size nor of the size
+        of its latent.
+    """
+    grey = np.asarray(read_image(path, "L"))
+    if grey.shape not in {(image_size, image_size), grid}:
+        height, width = grey.shape
+        raise UserError(
+            f"{path} is {width} x {height} pixels: a mask has to be {image_size} x {image_size}, "
+            f"as the images, or {grid[1]} x {grid[0]}, as their latent"
+        )
+    return grey.astype(int)
+
+
+def read_image(path: epath.PathLike, mode: str) -> Image.Image:
+    """The image in a file, in a Pillow mode as 'RGB'; UserError if it cannot be read."""
+    try:
+        with epath.Path(path).open("rb") as file, Image.open(file) as image:
+            return image.convert(mode)
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+
+
+def stages_for(levels: Levels) -> int:
+    """How many stages, from 0 on, it takes until every level has a cluster of its own."""
+    return (len(np.unique(levels)) - 1).bit_length() + 1
+
+
+def structure_from_map(
+    levels: Levels, grid: tuple[int, int], num_stages: int, strict: bool = False
+) -> Int[np.ndarray, "L"]:
+    """The structure whose first `num_stages` maps follow a map of levels.
+
+    Cluster j is divided between two of its levels and its higher side becomes 2j + 1. A cluster
+    of one level is divided by the distance to the boundary that its parent was divided at. So the
+    labels of a mask with two levels fall from its inside to its outside.
+
+    Args:
+      levels: whole numbers, of which only the order matters. The map's sides are multiples of the
+        grid's.
+      grid: rows and columns of the positions.
+      num_stages: 2..K + 1, the number of stages from 0 on; later bits of the structure are zero.
+      strict: refuses a map that is not balanced and nested already.
+
+    Raises:
+      UserError: the map has one level only, or more than the last given stage has clusters; there
+        are no so many stages; or, with `strict`, it is not balanced.
+    """
+    last_stage = granularity.last_stage(grid[0] * grid[1])
+    values, levels = np.unique(levels, return_inverse=True)  # Keeps the shape.
+    count = len(values)
+    if not 2 <= num_stages <= last_stage + 1:
+        raise UserError(
+            f"{num_stages} stages cannot be given by a map: choose 2 to {last_stage + 1} of the "
+            f"model's {last_stage + 1} stages"
+        )
+    if count < 2:
+        raise UserError("the map has one level only: it needs two or more, as black and white")
+    if count > 2 ** (num_stages - 1):
+        needed = stages_for(levels)
+        advice = f", or give {needed} stages" if needed <= last_stage + 1 else ""
+        raise UserError(
+            f"the map has {count} levels, and stage {num_stages - 1} has only "
+            f"{2 ** (num_stages - 1)} clusters: use fewer levels{advice}"
+        )
+    thresholds = np.arange(1, count)
+    above = [levels >= threshold for threshold in thresholds]
+    share = np.stack([_by_position(mask.astype(float), grid) for mask in above])
+    distance = np.stack([_by_position(_signed_distance(mask), grid) for mask in above])
+    labels = np.zeros(len(share[0]), int)
+    divided_at = {0: None}  # Index of the threshold at which each cluster's parent was divided.
+    for stage in range(num_stages - 1):
+        children, divided_at_next = np.zeros_like(labels), {}
+        for cluster in range(2**stage):
+            members = np.flatnonzero(labels == cluster)
+            chosen = _most_even(share[:, members])
+            if strict and not _is_half(share[:, members], chosen):
+                raise UserError(_unbalanced(share[:, members], chosen, stage, cluster))
+            chosen = divided_at[cluster] if chosen is None else chosen
+            order = members[np.argsort(-distance[chosen, members], kind="stable")]
+            children[members] = 2 * cluster
+            children[order[: len(members) // 2]] += 1
+            divided_at_next |= {2 * cluster: chosen, 2 * cluster + 1: chosen}
+        labels, divided_at = children, divided_at_next
+    return (labels << (last_stage - num_stages + 1)).astype(np.int32)
+
+
+def _by_position(values: Float[np.ndarray, "H W"], grid: tuple[int, int]) -> Float[np.ndarray, "L"]:
+    """Mean over the pixels of each position."""
+    rows, columns = (side // cells for side, cells in zip(values.shape, grid, strict=True))
+    return reduce(values, "(h p) (w q) -> (h w)", "mean", p=rows, q=columns)
+
+
+def _signed_distance(mask: np.ndarray) -> Float[np.ndarray, "H W"]:
+    """Distance to the mask's boundary, positive inside."""
+    return distance_transform_edt(mask) - distance_transform_edt(~mask)
+
+
+def _most_even(share: Float[np.ndarray, "T N"]) -> int | None:
+    """The threshold that divides a cluster's positions most evenly; None if none divides them."""
+    mean = share.mean(axis=1)
+    dividing = (mean > 0) & (mean < 1)
+    if not dividing.any():
+        return None
+    return int(np.argmin(np.where(dividing, np.abs(mean - 0.5), np.inf)))
+
+
+def _is_half(share: Float[np.ndarray, "T N"], chosen: int | None) -> bool:
+    if chosen is None:
+        return False
+    return bool(np.isin(share[chosen], (0, 1)).all() and _is_even(share[chosen]))
+
+
+def _is_even(share: Float[np.ndarray, "N"]) -> bool:
+    return bool(np.isclose(share.mean(), 0.5))
+
+
+def _unbalanced(
+    share: Float[np.ndarray, "T N"], chosen: int | None, stage: int, cluster: int
+) -> str:
+    where = f"cluster {cluster} of stage {stage}" if stage else "the picture"
+    if chosen is None:
+        found = f"{where} has one level only, and its halves are not given"
+    elif not _is_even(share[chosen]):
+        found = f"{share[chosen].mean():.0%} of {where} is above the level that divides it, not 50%"
+    else:
+        found = f"a boundary in {where} runs through the midst of positions"
+    return f"the map is not balanced: {found}; without --strict it is balanced by the distance"

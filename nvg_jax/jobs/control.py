@@ -1,0 +1,68 @@
+"""The job `control`: what is left to chance when the first stages are those of a reference."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from nvg_jax import sampling, visualize
+from nvg_jax.errors import UserError
+from nvg_jax.jobs.generation import generate, requested_classes, sampling_settings
+from nvg_jax.jobs.given import reference_image, reference_sequence
+from nvg_jax.jobs.model import load_model, output_directory
+
+log = logging.getLogger(__name__)
+
+
+def control(config: ConfigDict, workdir: str) -> None:
+    """Writes `control/stages.png`, a picture as the paper's Figure 8.
+
+    Column j keeps the first j stages of the reference, j = 0..K + 1: in the upper half of the
+    samples only their structure, in the lower half structure and content. The rows of each half
+    are the requested classes, each with noise of its own. Above them the reference after j stages.
+
+    Raises:
+      UserError: no reference, or one that `given.reference_image` refuses.
+    """
+    if not config.control.reference:
+        raise UserError(
+            "the job control needs a reference image: set --config.control.reference to a file, "
+            f"or to an example as {config.data.eval_split}:0"
+        )
+    class_ids = requested_classes(config, config.control.num_samples)
+    image = reference_image(config)
+    model = load_model(config, workdir)
+    reference = reference_sequence(config, model.tokenizer, model.tokenizer_variables)
+    stages = sampling.decode_stages(model.tokenizer, model.tokenizer_variables, reference)[0]
+    counts = range(len(stages) + 1)
+    devices = jax.device_count()
+    batch_size = math.ceil(len(class_ids) / devices) * devices
+    halves = {"structure": [], "structure\nand content": []}
+    for keep_content, columns in enumerate(halves.values()):
+        for count in tqdm(counts, "stages kept", unit="stage", disable=None):
+            given = sampling.Given(reference, count, count * keep_content)
+            batches = generate(
+                model,
+                sampling_settings(config),
+                class_ids,
+                batch_size,
+                config.seed,
+                given,
+                quiet=True,
+            )
+            columns.append(np.concatenate([images for _, images in batches]))
+    rows = [visualize.to_uint8(np.stack([image, *np.asarray(stages)]))]
+    names = ["original and\nits stages"]
+    for name, columns in halves.items():
+        rows += list(np.stack(columns, axis=1))
+        names += [f"{name}\nclass {class_id}" for class_id in class_ids]
+    captions = ["nothing\nkept", *(f"stages < {count}\nkept" for count in counts[1:])]
+    if jax.process_index() == 0:
+        path = output_directory(workdir, "control") / "stages.png"
+        visualize.save_png(path, visualize.table(rows, captions, names))
+        log.info("wrote what varies when stages are kept: %s", path)

@@ -1,0 +1,102 @@
+"""What the user gives of a picture: a map, or the first stages of a reference image."""
+
+from __future__ import annotations
+
+import logging
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from nvg_jax import control, granularity
+from nvg_jax.data import pipeline
+from nvg_jax.errors import UserError
+from nvg_jax.granularity import GranularitySequence
+from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.sampling import Given, nothing_given
+from nvg_jax.training.tokenizer_task import tokenize
+
+log = logging.getLogger(__name__)
+
+
+def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables) -> Given | None:
+    """What `config.control` gives of every sample, as one sequence; None if it gives nothing.
+
+    Raises:
+      UserError: a map and a reference together, content without a reference, or what
+        `control.structure_from_map` and `reference_image` raise.
+    """
+    wanted = config.control
+    if wanted.structure and wanted.reference:
+        raise UserError("config.control.structure and config.control.reference exclude each other")
+    if wanted.content and not wanted.reference:
+        raise UserError("config.control.content needs a reference: set config.control.reference")
+    if wanted.reference:
+        sequence = reference_sequence(config, tokenizer, variables)
+        stages = _checked_stages(wanted.stages, sequence) or _num_stages(sequence)
+        return Given(sequence, stages, stages if wanted.content else 0)
+    if wanted.structure:
+        return _given_map(config, tokenizer)
+    return None
+
+
+def reference_sequence(config: ConfigDict, tokenizer: Tokenizer, variables) -> GranularitySequence:
+    """The sequence of the reference image, a batch of one."""
+    image = reference_image(config)[None]
+    return tokenize(tokenizer, variables, jnp.asarray(image))[0]
+
+
+def reference_image(config: ConfigDict) -> Float[np.ndarray, "H W 3"]:
+    """The image in [-1, 1] that `config.control.reference` names.
+
+    An image file, of which the largest square in the middle is taken; or an example of the dataset
+    as 'split:index'.
+
+    Raises:
+      UserError: there is no such file or example, or it is no image.
+    """
+    name, size = config.control.reference, config.data.image_size
+    split, _, index = name.partition(":")
+    if index.isdecimal():
+        count = pipeline.num_examples(config.data, split)
+        if int(index) >= count:
+            raise UserError(f"there is no example {name}: {split} has {count}, from 0 on")
+        one = f"{split}[{index}:{int(index) + 1}]"
+        return next(iter(pipeline.evaluation_batches(config.data, one, 1)))["image"][0]
+    image = control.read_image(name, "RGB")
+    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    return np.asarray(square, np.float32) / 127.5 - 1
+
+
+def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
+    text, size = config.control.structure, config.data.image_size
+    if control.is_shape(text):
+        levels = control.draw_shape(text, size)
+    else:
+        levels = control.read_map(text, size, tokenizer.grid)
+    stages = config.control.stages or control.stages_for(levels)
+    structure = control.structure_from_map(levels, tokenizer.grid, stages, config.control.strict)
+    shares = np.bincount(levels.ravel()) / levels.size
+    log.info(
+        "%s gives the structure of the first %d stages; its levels cover %s of the picture",
+        text,
+        stages,
+        ", ".join(f"{share:.0%}" for share in shares),
+    )
+    nothing = nothing_given(1, len(structure))
+    return Given(nothing.sequence._replace(structure=structure[None]), stages, 0)
+
+
+def _num_stages(sequence: GranularitySequence) -> int:
+    return granularity.last_stage(sequence.structure.shape[-1]) + 1
+
+
+def _checked_stages(stages: int, sequence: GranularitySequence) -> int:
+    if not 0 <= stages <= _num_stages(sequence):
+        raise UserError(
+            f"config.control.stages={stages}: choose 1 to {_num_stages(sequence)} stages of the "
+            "reference, or 0 for all"
+        )
+    return stages
