@@ -8,7 +8,8 @@ What is read stands in `config.data`, an `ml_collections.ConfigDict` with the fi
   image_size    side of the square crop in pixels
   resize_ratio  the shorter side is resized to this many times `image_size` before the crop
   num_workers   worker processes that decode and crop; 0 does it in a thread of this process
-The dataset needs the features 'image' (uint8) and 'label' (a class).
+The dataset needs the features 'image' (uint8) and 'label' (a class); 'segmentation_mask' is read
+for whoever asks for it.
 
 Reading needs no TensorFlow. An example's place in the stream and its random crop depend on the
 seed and nothing else: not on the number of workers, nor on that of processes.
@@ -26,15 +27,20 @@ import grain
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from jaxtyping import UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from nvg_jax.data import digits, photos  # noqa: F401  Importing registers them with TFDS.
+from nvg_jax.data import digits, photos, shapes  # noqa: F401  Importing registers them with TFDS.
 from nvg_jax.data.stream import read_ahead, training_stream
 from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
+
+# Mode and resampling of the features that are pictures. Between two segments there is nothing.
+_PICTURES = {
+    "image": ("RGB", Image.Resampling.LANCZOS),
+    "segmentation_mask": ("L", Image.Resampling.NEAREST),
+}
 
 # What Pillow raises for damaged files of the formats it reads.
 _DECODING_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
@@ -171,6 +177,7 @@ def evaluation_batches(
     *,
     process_index: int = 0,
     process_count: int = 1,
+    masks: bool = False,
 ) -> EvaluationBatches:
     """All examples of a split once, in the order of the files, with the center crop.
 
@@ -183,16 +190,18 @@ def evaluation_batches(
       batch_size: images per batch of this process.
       process_index: this process, of `process_count` that each read their share.
       process_count: number of processes.
+      masks: also read 'segmentation_mask', whose pixels stay with those of the image.
 
     Returns:
       Iterable of {'image': float32 [B, H, W, 3] in [-1, 1], 'label': int32 [B],
-      'mask': bool [B], False in rows past the end of the split}.
+      'mask': bool [B], False in rows past the end of the split}, with `masks` also
+      'segmentation_mask': uint8 [B, H, W], 0 in these rows.
 
     Raises:
-      UserError: no such dataset or split, or the dataset is not prepared; while iterating, an
-        image cannot be decoded.
+      UserError: no such dataset or split, the dataset is not prepared, or it has no masks; while
+        iterating, an image cannot be decoded.
     """
-    examples = _open(config, split)
+    examples = _open(config, split, masks=masks)
     num_batches = math.ceil(len(examples) / (batch_size * process_count))
     images = grain.MapDataset.range(num_batches * batch_size * process_count)
     batches = images.map(examples.evaluation_example).batch(batch_size)
@@ -217,14 +226,19 @@ class _Examples:
     def __len__(self) -> int:
         return len(self.records)
 
+    @property
+    def pictures(self) -> list[str]:
+        return [name for name in _PICTURES if name in self.features]
+
     def training_example(self, index: int, rng: np.random.Generator) -> dict:
         try:
-            image, label = self._read(index)
+            pictures, label = self._read(index)
         except UserError as error:
             log.warning("skipped: %s", error)
-            return {"image": self._black(), "label": 0, "skipped": 1}
-        left, top = (int(rng.integers(side - self.image_size + 1)) for side in image.size)
-        return {"image": self._crop(image, left, top), "label": label, "skipped": 0}
+            return self._black() | {"label": 0, "skipped": 1}
+        places = (side - self.image_size + 1 for side in pictures["image"].size)
+        left, top = (int(rng.integers(count)) for count in places)
+        return self._crop(pictures, left, top) | {"label": label, "skipped": 0}
 
     def numbered_crop(self, starts: Sequence[int], batch_size: int, seed: int, index: int) -> dict:
         number = starts[index // batch_size] + index % batch_size
@@ -233,38 +247,45 @@ class _Examples:
 
     def evaluation_example(self, index: int) -> dict:
         if index >= len(self):
-            return {"image": self._black(), "label": 0, "mask": False}
-        image, label = self._read(index)
-        left, top = ((side - self.image_size) // 2 for side in image.size)
-        return {"image": self._crop(image, left, top), "label": label, "mask": True}
+            return self._black() | {"label": 0, "mask": False}
+        pictures, label = self._read(index)
+        left, top = ((side - self.image_size) // 2 for side in pictures["image"].size)
+        return self._crop(pictures, left, top) | {"label": label, "mask": True}
 
-    def _read(self, index: int) -> tuple[Image.Image, int]:
-        """The image, resized, and its label. Raises UserError if it cannot be decoded."""
-        example = self.features.deserialize_example_np(
-            self.records[index], decoders={"image": tfds.decode.SkipDecoding()}
-        )
+    def _read(self, index: int) -> tuple[dict[str, Image.Image], int]:
+        """The pictures, resized, and the label. Raises UserError if one cannot be decoded."""
+        decoders = {name: tfds.decode.SkipDecoding() for name in self.pictures}
+        example = self.features.deserialize_example_np(self.records[index], decoders=decoders)
+        pictures = {name: self._picture(example, name, index) for name in self.pictures}
+        return pictures, example["label"]
+
+    def _picture(self, example: dict, name: str, index: int) -> Image.Image:
+        mode, resampling = _PICTURES[name]
         try:
-            with Image.open(io.BytesIO(example["image"])) as encoded:
-                image = encoded.convert("RGB")
+            with Image.open(io.BytesIO(example[name])) as encoded:
+                picture = encoded.convert(mode)
         except _DECODING_ERRORS as error:
-            name = example.get("file_name", b"").decode(errors="replace")
+            file_name = example.get("file_name", b"").decode(errors="replace")
             raise UserError(
-                f"image {name or f'{self.split}[{index}]'} cannot be decoded "
+                f"{name} {file_name or f'{self.split}[{index}]'} cannot be decoded "
                 f"({type(error).__name__}): replace it and prepare the dataset again"
             ) from error
-        width, height = image.size
+        width, height = picture.size
         scale_to, shorter = self.shorter_side, min(width, height)
-        size = (scale_to * width // shorter, scale_to * height // shorter)
-        return image.resize(size, Image.Resampling.LANCZOS), example["label"]
+        return picture.resize(
+            (scale_to * width // shorter, scale_to * height // shorter), resampling
+        )
 
-    def _crop(self, image: Image.Image, left: int, top: int) -> UInt8[np.ndarray, "H W 3"]:
-        return np.asarray(image.crop((left, top, left + self.image_size, top + self.image_size)))
+    def _crop(self, pictures: dict[str, Image.Image], left: int, top: int) -> dict[str, np.ndarray]:
+        box = (left, top, left + self.image_size, top + self.image_size)
+        return {name: np.asarray(picture.crop(box)) for name, picture in pictures.items()}
 
-    def _black(self) -> UInt8[np.ndarray, "H W 3"]:
-        return np.zeros((self.image_size, self.image_size, 3), np.uint8)
+    def _black(self) -> dict[str, np.ndarray]:
+        size = (self.image_size, self.image_size)
+        return {name: np.asarray(Image.new(_PICTURES[name][0], size)) for name in self.pictures}
 
 
-def _open(config: ConfigDict, split: str) -> _Examples:
+def _open(config: ConfigDict, split: str, masks: bool = False) -> _Examples:
     builder = _prepared_builder(config)
     if not _num_examples(builder, split):
         raise UserError(f"split {split!r} of {config.dataset} is empty")
@@ -284,6 +305,14 @@ def _open(config: ConfigDict, split: str) -> _Examples:
             f"dataset {config.dataset} has {label.num_classes} classes: set "
             f"config.data.num_classes, which is {config.num_classes}, to that"
         )
+    mask = features.get("segmentation_mask")
+    if masks and not (
+        isinstance(mask, tfds.features.Image) and mask.np_dtype == np.uint8 and mask.shape[-1] == 1
+    ):
+        raise UserError(
+            f"dataset {config.dataset} has no masks: it needs the feature 'segmentation_mask' "
+            f"(uint8, one channel) and has {', '.join(features)}"
+        )
     try:
         source = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -296,8 +325,9 @@ def _open(config: ConfigDict, split: str) -> _Examples:
     shorter_side = round(config.resize_ratio * config.image_size)
     if shorter_side < config.image_size:
         raise UserError(f"config.data.resize_ratio is {config.resize_ratio}: it must be at least 1")
-    # Other features (boxes, masks) would be decoded for nothing.
-    used = {name: features[name] for name in ("image", "label", "file_name") if name in features}
+    # Other features, such as boxes, would be decoded for nothing.
+    names = ["image", "label", "file_name"] + ["segmentation_mask"] * masks
+    used = {name: features[name] for name in names if name in features}
     return _Examples(
         source.data_source, tfds.features.FeaturesDict(used), split, config.image_size, shorter_side
     )

@@ -31,8 +31,21 @@ def encoded_photo(index: int) -> bytes:
 def encoded_pixels(index: int) -> bytes:
     """A PNG of 8 x 8 random pixels."""
     pixels = np.random.default_rng(index).integers(0, 256, (8, 8, 3), np.uint8)
+    return png(Image.fromarray(pixels))
+
+
+def masked_photo(index: int) -> tuple[Image.Image, Image.Image]:
+    """A picture of any shape, black but for white blocks, and a mask with a number for each."""
+    rng = np.random.default_rng(index)
+    rows, columns = 5 + index, 8 - index
+    numbers = rng.integers(1, 256, (rows, columns), np.uint8) * rng.integers(0, 2, (rows, columns))
+    mask = Image.fromarray(np.kron(numbers, np.ones((10, 10))).astype(np.uint8))
+    return mask.point(lambda number: 255 * (number > 0)).convert("RGB"), mask
+
+
+def png(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
+    image.save(file, "PNG")
     return file.getvalue()
 
 
@@ -45,6 +58,10 @@ PIXELS = {
     "train": [encoded_pixels(index) for index in range(12)],
     "damaged": [GARBAGE if index in (2, 3, 9) else encoded_pixels(index) for index in range(10)],
     "hopeless": [GARBAGE] * 4,
+}
+MASKED = {
+    "test": [tuple(map(png, masked_photo(index))) for index in range(5)],
+    "damaged": [tuple(map(png, masked_photo(0))), (png(masked_photo(1)[0]), GARBAGE)],
 }
 
 
@@ -90,6 +107,36 @@ class TinyPixels(tfds.core.GeneratorBasedBuilder):
             yield index, {"image": io.BytesIO(data), "label": index}
 
 
+class TinyMasked(tfds.core.GeneratorBasedBuilder):
+    """PNGs, labels, and masks as TFDS calls them."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    MASK_CHANNELS = 1
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        mask_shape = (None, None, self.MASK_CHANNELS)
+        features = {
+            "image": tfds.features.Image(encoding_format="png"),
+            "label": tfds.features.ClassLabel(num_classes=8),
+            "segmentation_mask": tfds.features.Image(shape=mask_shape, encoding_format="png"),
+        }
+        return _info(self, features)
+
+    def _split_generators(self, dl_manager: object) -> dict:
+        return {split: self._generate_examples(split) for split in MASKED}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+        for index, (image, mask) in enumerate(MASKED[split]):
+            pictures = {"image": io.BytesIO(image), "segmentation_mask": io.BytesIO(mask)}
+            yield index, pictures | {"label": index}
+
+
+class TinyColourMasked(TinyMasked):
+    """Masks of three channels are none."""
+
+    MASK_CHANNELS = 3
+
+
 class TinyUnlabelled(tfds.core.GeneratorBasedBuilder):
     """Images alone."""
 
@@ -118,14 +165,15 @@ class Prepared:
     data_dir: pathlib.Path
     photos: dict[str, list[bytes]]
     pixels: dict[str, list[bytes]]
+    masked: dict[str, list[tuple[bytes, bytes]]]
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     data_dir = tmp_path_factory.mktemp("tiny")
-    for builder in (TinyPhotos, TinyPixels, TinyUnlabelled):
+    for builder in (TinyPhotos, TinyPixels, TinyMasked, TinyColourMasked, TinyUnlabelled):
         builder(data_dir=data_dir).download_and_prepare(file_format="array_record")
-    return Prepared(data_dir, PHOTOS, PIXELS)
+    return Prepared(data_dir, PHOTOS, PIXELS, MASKED)
 
 
 @pytest.fixture(scope="session")
@@ -167,6 +215,11 @@ def pixels_config(tiny: Prepared) -> Callable[..., ConfigDict]:
     return _config_maker(
         tiny.data_dir, "tiny_pixels", num_classes=12, image_size=8, resize_ratio=1.0
     )
+
+
+@pytest.fixture
+def masked_config(tiny: Prepared) -> Callable[..., ConfigDict]:
+    return _config_maker(tiny.data_dir, "tiny_masked", num_classes=8)
 
 
 @pytest.fixture

@@ -104,6 +104,48 @@ def test_evaluation_takes_the_center_crop(photos_config, tiny, image_size, resiz
         np.testing.assert_allclose(image, crop / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.parametrize(("image_size", "resize_ratio"), [(16, 1.125), (40, 1.0), (13, 1.5)])
+def test_masks_stay_with_their_images(masked_config, tiny, image_size, resize_ratio):
+    """Numbers stay as they are, on the white blocks; the row past the end holds none."""
+    config = masked_config(image_size=image_size, resize_ratio=resize_ratio)
+    batches = list(pipeline.evaluation_batches(config, "test", 3, masks=True))
+    masks = np.concatenate([batch["segmentation_mask"] for batch in batches])
+    assert (masks.dtype, masks.shape) == (np.uint8, (6, image_size, image_size))
+    assert not masks[5].any()
+    images = np.concatenate([batch["image"] for batch in batches])[..., 0]
+    for (_, encoded), mask, image in zip(tiny.masked["test"], masks[:5], images[:5], strict=True):
+        whole = Image.open(io.BytesIO(encoded))
+        shorter = round(resize_ratio * image_size)
+        size = [side * shorter // min(whole.size) for side in whole.size]
+        resized = np.asarray(whole.resize(size, Image.Resampling.NEAREST))
+        top, left = ((side - image_size) // 2 for side in resized.shape)
+        crop = resized[top : top + image_size, left : left + image_size]
+        np.testing.assert_array_equal(mask, crop)
+        clear = np.abs(image) > 0.5
+        assert clear.mean() > 0.6
+        np.testing.assert_array_equal(mask[clear] > 0, image[clear] > 0)
+
+
+def test_masks_come_on_demand_only(masked_config):
+    config = masked_config()
+    with_masks = list(pipeline.evaluation_batches(config, "test", 3, masks=True))
+    without = list(pipeline.evaluation_batches(config, "test", 3))
+    for batch in with_masks:
+        del batch["segmentation_mask"]
+    _assert_equal(with_masks, without)
+    assert len(list(pipeline.evaluation_batches(config, "damaged", 2))) == 1
+    with pytest.raises(UserError, match=r"^segmentation_mask damaged\[1\] cannot be decoded"):
+        list(pipeline.evaluation_batches(config, "damaged", 2, masks=True))
+
+
+@pytest.mark.parametrize("dataset", ["tiny_photos", "tiny_colour_masked"])
+def test_dataset_without_masks(masked_config, dataset):
+    config = masked_config(dataset=dataset)
+    with pytest.raises(UserError, match=f"dataset {dataset} has no masks: .* has image,") as error:
+        pipeline.evaluation_batches(config, "damaged", 2, masks=True)
+    assert len(str(error.value).splitlines()) == 1
+
+
 def test_training_takes_every_crop(photos_config, tiny):
     """Photo 6 is 82 x 46: resized to 17 x 10, with 10 x 3 places for a crop of 8 x 8."""
     resized = _resized(tiny.photos["train"][6], 10).astype(np.float32) / 127.5 - 1
