@@ -6,7 +6,7 @@ The values follow the rule with which the reference arrays were computed; they d
 import math
 import pathlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,51 @@ _VGG16_CHANNELS = {
     17: (256, 512), 19: (512, 512), 21: (512, 512),
     24: (512, 512), 26: (512, 512), 28: (512, 512),
 }  # fmt: skip
+
+# Each convolution's name, channels of input and output, rows and columns of the kernel.
+_INCEPTION_STEM = """
+    Conv2d_1a_3x3 3 32 3 3, Conv2d_2a_3x3 32 32 3 3, Conv2d_2b_3x3 32 64 3 3,
+    Conv2d_3b_1x1 64 80 1 1, Conv2d_4a_3x3 80 192 3 3
+"""
+_INCEPTION_5 = """
+    branch1x1 {i} 64 1 1, branch5x5_1 {i} 48 1 1, branch5x5_2 48 64 5 5,
+    branch3x3dbl_1 {i} 64 1 1, branch3x3dbl_2 64 96 3 3, branch3x3dbl_3 96 96 3 3,
+    branch_pool {i} {c} 1 1
+"""
+_INCEPTION_6A = """
+    branch3x3 {i} 384 3 3,
+    branch3x3dbl_1 {i} 64 1 1, branch3x3dbl_2 64 96 3 3, branch3x3dbl_3 96 96 3 3
+"""
+_INCEPTION_6 = """
+    branch1x1 {i} 192 1 1,
+    branch7x7_1 {i} {c} 1 1, branch7x7_2 {c} {c} 1 7, branch7x7_3 {c} 192 7 1,
+    branch7x7dbl_1 {i} {c} 1 1, branch7x7dbl_2 {c} {c} 7 1, branch7x7dbl_3 {c} {c} 1 7,
+    branch7x7dbl_4 {c} {c} 7 1, branch7x7dbl_5 {c} 192 1 7, branch_pool {i} 192 1 1
+"""
+_INCEPTION_7A = """
+    branch3x3_1 {i} 192 1 1, branch3x3_2 192 320 3 3,
+    branch7x7x3_1 {i} 192 1 1, branch7x7x3_2 192 192 1 7, branch7x7x3_3 192 192 7 1,
+    branch7x7x3_4 192 192 3 3
+"""
+_INCEPTION_7 = """
+    branch1x1 {i} 320 1 1,
+    branch3x3_1 {i} 384 1 1, branch3x3_2a 384 384 1 3, branch3x3_2b 384 384 3 1,
+    branch3x3dbl_1 {i} 448 1 1, branch3x3dbl_2 448 384 3 3,
+    branch3x3dbl_3a 384 384 1 3, branch3x3dbl_3b 384 384 3 1, branch_pool {i} 192 1 1
+"""
+_INCEPTION_BLOCKS = {
+    "5b": _INCEPTION_5.format(i=192, c=32),
+    "5c": _INCEPTION_5.format(i=256, c=64),
+    "5d": _INCEPTION_5.format(i=288, c=64),
+    "6a": _INCEPTION_6A.format(i=288),
+    "6b": _INCEPTION_6.format(i=768, c=128),
+    "6c": _INCEPTION_6.format(i=768, c=160),
+    "6d": _INCEPTION_6.format(i=768, c=160),
+    "6e": _INCEPTION_6.format(i=768, c=192),
+    "7a": _INCEPTION_7A.format(i=768),
+    "7b": _INCEPTION_7.format(i=1280),
+    "7c": _INCEPTION_7.format(i=2048),
+}
 
 
 def reference(name: str) -> np.ndarray:
@@ -65,6 +110,30 @@ def dinov2_vitb14() -> StateDict:
     return _values(shapes)
 
 
+def inception() -> StateDict:
+    shapes = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
+    counters = {}
+    tables = {"": _INCEPTION_STEM}
+    tables |= {f"Mixed_{name}.": table for name, table in _INCEPTION_BLOCKS.items()}
+    for prefix, table in tables.items():
+        for convolution in table.split(","):
+            name, *numbers = convolution.split()
+            inputs, outputs, *kernel = map(int, numbers)
+            shapes |= normed_conv_shapes(f"{prefix}{name}.", inputs, outputs, kernel)
+            counters[f"{prefix}{name}.bn.num_batches_tracked"] = np.zeros((), np.int64)
+    return _values(shapes) | counters
+
+
+def normed_conv_shapes(
+    prefix: str, inputs: int, outputs: int, kernel: Sequence[int]
+) -> dict[str, tuple[int, ...]]:
+    norm = ("weight", "bias", "running_mean", "running_var")
+    return {
+        f"{prefix}conv.weight": (outputs, inputs, *kernel),
+        **{f"{prefix}bn.{name}": (outputs,) for name in norm},
+    }
+
+
 def vit_shapes(
     width: int, patch_size: int, native_grid: int, depth: int = 12
 ) -> dict[str, tuple[int, ...]]:
@@ -100,8 +169,10 @@ def _value(name: str, shape: tuple[int, ...]) -> np.ndarray:
     r = rng.standard_normal(shape).astype(np.float32)
     if name.startswith("lin"):
         return np.abs(r) / np.float32(shape[1])
-    if name.endswith(("_token", "pos_embed", "bias")):
+    if name.endswith(("_token", "pos_embed", "bias", "running_mean")):
         return np.float32(0.1) * r
+    if name.endswith("running_var"):
+        return np.float32(0.5) * (1 + np.abs(r))
     if name.endswith("gamma") or len(shape) == 1:
         return 1 + np.float32(0.1) * r
     return r * np.float32(math.sqrt(2 / math.prod(shape[1:])))

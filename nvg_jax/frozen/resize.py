@@ -1,7 +1,8 @@
-"""PyTorch's ways of resizing images, with which the frozen networks were trained and are used.
+"""The ways of resizing images with which the frozen networks were trained and are used.
 
-All are separable linear maps: one matrix for the rows, one for the columns. The rows of a matrix
-sum to one, so that constant images stay constant.
+They are PyTorch's unless the name says otherwise. All are separable linear maps: one matrix for
+the rows, one for the columns. The rows of a matrix sum to one, so that constant images stay
+constant.
 """
 
 from __future__ import annotations
@@ -27,6 +28,16 @@ def bicubic(images: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Arr
     return _apply(images, rows, columns)
 
 
+def bilinear_tf1(images: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+    """Bilinear interpolation of TensorFlow 1 to `size`, which measures from the upper left corner.
+
+    Pixel i is read at i * old size / new size, between floor and floor + 1; pixels outside are
+    those of the border. Images of that size stay as they are.
+    """
+    rows, columns = map(_bilinear_tf1_matrix, images.shape[1:3], size)
+    return _apply(images, rows, columns)
+
+
 def _apply(images: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
     return jnp.einsum(
         "bhwc,yh,xw->byxc", images, rows, columns, precision=jax.lax.Precision.HIGHEST
@@ -49,6 +60,16 @@ def _bicubic_matrix(size: int, new_size: int) -> Float[np.ndarray, "new_size siz
         pixel = nearest + offset
         weight = _cubic_kernel(np.abs(center - pixel), a=-0.75)
         np.add.at(matrix, (np.arange(new_size), pixel.clip(0, size - 1)), weight)
+    return matrix.astype(np.float32)
+
+
+def _bilinear_tf1_matrix(size: int, new_size: int) -> Float[np.ndarray, "new_size size"]:
+    index = np.arange(new_size)
+    before, beyond = np.divmod(index * size, new_size)
+    weight = beyond / new_size
+    matrix = np.zeros((new_size, size))
+    np.add.at(matrix, (index, before), 1 - weight)
+    np.add.at(matrix, (index, np.minimum(before + 1, size - 1)), weight)
     return matrix.astype(np.float32)
 
 

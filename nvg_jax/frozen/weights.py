@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from nvg_jax.checkpoint import load_weights
 from nvg_jax.errors import UserError
+from nvg_jax.frozen.inception import Inception
 from nvg_jax.frozen.lpips import LPIPS
 from nvg_jax.frozen.vit import dino_vits16, dinov2_vitb14
 
@@ -103,6 +104,14 @@ FILES = {
             sha256_prefix="",
             licence="Apache-2.0",
         ),
+        PublishedFile(
+            name="inception",
+            description="InceptionV3 of the FID",
+            address="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+            "pt_inception-2015-12-05-6726825d.pth",
+            sha256_prefix="6726825d",
+            licence="Apache-2.0",
+        ),
     )
 }
 
@@ -112,6 +121,7 @@ NETWORKS = {
         Network("lpips", LPIPS(), 16, 2, ("vgg16", "lpips_heads")),
         Network("dino", dino_vits16(), 16, 1, ("dino_vits16",)),
         Network("dinov2", dinov2_vitb14(), 14, 1, ("dinov2_vitb14",)),
+        Network("inception", Inception(), 1, 1, ("inception",)),
     )
 }
 
@@ -130,7 +140,7 @@ def load(name: str, directory: epath.PathLike = "", random: bool = False) -> dic
     """The variables of a frozen network.
 
     Args:
-      name: 'lpips', 'dino' or 'dinov2'.
+      name: 'lpips', 'dino', 'dinov2' or 'inception'.
       directory: the folder of all frozen networks' weights; '' for the default.
       random: gives fixed random numbers in place of the published weights, for tests and demos.
 

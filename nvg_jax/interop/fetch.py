@@ -1,6 +1,7 @@
 """Fetches the published weights of the frozen networks, once, for the trainings that need them.
 
-    python -m nvg_jax.interop.fetch [lpips dino dinov2] [--directory DIR] [--file vgg16=PATH]
+    python -m nvg_jax.interop.fetch [lpips dino dinov2 inception] [--directory DIR]
+        [--file vgg16=PATH]
 
 Without names it fetches all of them. Nothing that a file names is run or imported. The weights
 stay under their publishers' licences, which `--list` shows.

@@ -18,11 +18,23 @@ _VIT_NAMES = (
     (r"^patch_embed/", "patch_embed.proj."),
     (r"^blocks/", "blocks.{}."),
 )
+_INCEPTION_NAMES = (
+    (r"bn_(mean|var)$", r"bn.running_\1"),
+    (r"bn_bias$", "bn.bias"),
+    (r"bn_scale$", "bn.weight"),
+    (r"kernel$", "weight"),
+)
 
-_NAMES = {"lpips": _LPIPS_NAMES, "dino": _VIT_NAMES, "dinov2": _VIT_NAMES}
+_NAMES = {
+    "lpips": _LPIPS_NAMES,
+    "dino": _VIT_NAMES,
+    "dinov2": _VIT_NAMES,
+    "inception": _INCEPTION_NAMES,
+}
 
-# Parts of the networks that we do not look through: VGG16's head and a token of DINOv2's training.
-_IGNORED = re.compile(r"^(classifier\.|mask_token$)")
+# What we do not look through: VGG16's head, a token of DINOv2's training, the bias of Inception's
+# classes and how long its batch norms have been trained.
+_IGNORED = re.compile(r"^(classifier\.|mask_token$|fc\.bias$)|\.num_batches_tracked$")
 
 
 def frozen_variables(state_dict: Tensors, network: Network) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from nvg_jax.frozen import resize
 from nvg_jax.frozen.vit import normalise
 from tests.published_networks import reference, reference_image
 
+SIZES = [(5, 9), (16, 11), (7, 24), (30, 33), (1, 1)]
 sides = st.integers(1, 20)
 few = settings(max_examples=15)  # Every shape is compiled.
 
@@ -32,7 +33,7 @@ def test_bicubic_of_normalised_images_equals_the_reference():
     np.testing.assert_allclose(_channels_first(resized)[:, :, ::8, ::8], expected, atol=3e-5)
 
 
-@pytest.mark.parametrize("size", [(5, 9), (16, 11), (7, 24), (30, 33), (1, 1)])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("mode", ["area", "bicubic"])
 def test_all_sizes_equal_those_of_pytorch(mode, size):
     torch = pytest.importorskip("torch", reason="compares with PyTorch")
@@ -45,6 +46,21 @@ def test_all_sizes_equal_those_of_pytorch(mode, size):
     np.testing.assert_allclose(_channels_first(resized), expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [*SIZES, (299, 299)])
+def test_bilinear_equals_that_of_tensorflow_1(size):
+    import tensorflow as tf  # Takes seconds, which the other tests need not wait.
+
+    images = _noise(16, 11)
+    expected = tf.compat.v1.image.resize_bilinear(images, size)
+    resized = resize.bilinear_tf1(jnp.asarray(images), size)
+    np.testing.assert_allclose(resized, expected.numpy(), atol=1e-5)
+
+
+def test_bilinear_leaves_images_of_that_size_as_they_are():
+    images = _noise(30, 299)
+    np.testing.assert_array_equal(resize.bilinear_tf1(jnp.asarray(images), (30, 299)), images)
+
+
 @few
 @given(sides, sides, sides, sides, st.floats(-1, 1, width=32))
 def test_constants_are_preserved(height, width, new_height, new_width, value):
@@ -52,6 +68,7 @@ def test_constants_are_preserved(height, width, new_height, new_width, value):
     for resized in (
         resize.area(images, (new_height, new_width)),
         resize.bicubic(images, (new_height, new_width)),
+        resize.bilinear_tf1(images, (new_height, new_width)),
     ):
         assert resized.shape == (1, new_height, new_width, 3)
         np.testing.assert_allclose(resized, value, atol=1e-6)

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from nvg_jax.frozen import weights
+from nvg_jax.frozen.inception import NormedConv
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.interop import fetch
 from nvg_jax.interop.frozen_names import frozen_variables
@@ -51,6 +52,10 @@ def served(lpips_tensors, tmp_path_factory):
     scales = {f"blocks.{i}.ls{k}.gamma": np.ones(8, np.float32) for i in (0, 1) for k in (1, 2)}
     mask = {"mask_token": np.ones((1, 8), np.float32)}
     _save(folder / weights.FILES["dinov2_vitb14"].file_name, vit | scales | mask)
+    shapes = published_networks.normed_conv_shapes("", 3, 8, (3, 3))
+    shapes["bn.num_batches_tracked"] = ()
+    conv = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    _save(folder / weights.FILES["inception"].file_name, conv)
     return folder
 
 
@@ -74,7 +79,7 @@ def _set_file(monkeypatch, name, **changes):
 
 @pytest.fixture
 def published(served, server, monkeypatch):
-    """The table with the addresses and the SHA-256 of what is served, and small transformers."""
+    """The table with the addresses and the SHA-256 of what is served, and small networks."""
     for name, file in list(weights.FILES.items()):
         sha256 = hashlib.sha256((served / file.file_name).read_bytes()).hexdigest()
         prefix = sha256[:8] if file.sha256_prefix else ""
@@ -85,6 +90,8 @@ def published(served, server, monkeypatch):
         )
         network = weights.NETWORKS[name]._replace(module=small, image_size=4)
         monkeypatch.setitem(weights.NETWORKS, name, network)
+    network = weights.NETWORKS["inception"]._replace(module=NormedConv(8, (3, 3)))
+    monkeypatch.setitem(weights.NETWORKS, "inception", network)
 
 
 @pytest.fixture
@@ -234,7 +241,7 @@ def test_interrupted_writing_is_started_over(published, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["vgg"], "error: unknown network vgg: choose from lpips, dino, dinov2"),
+        (["vgg"], "error: unknown network vgg: choose from lpips, dino, dinov2, inception"),
         (
             ["--file=vgg=a.pth"],
             "error: --file vgg=a.pth is not NAME=PATH with one of the names vgg16",
