@@ -130,7 +130,34 @@ def get_config(
     control.num_samples = 4  # Rows in each half of the picture of the job `control`.
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
-    evaluation.batch_size = 256
-    evaluation.num_samples = 0  # Samples judged by the classifier; 0: reconstructions only.
+    evaluation.metrics = (
+        # Of reconstructions:
+        "psnr",
+        "ssim",
+        "lpips",
+        "rfid",
+        "codebook_usage",
+        # Of samples:
+        "fid",
+        "sfid",
+        "inception_score",
+        "precision_recall",
+    )
+    evaluation.batch_size = 32  # Images on each device at a time.
+    evaluation.num_samples = 50_000  # 0: only what needs no samples.
+    evaluation.samples = ""  # An .npz file of samples to measure in place of new ones.
+    evaluation.reference = ""  # An .npz file to measure against; empty: the training split.
+    evaluation.features = "inception"  # Or 'classifier', trained on the dataset.
+    evaluation.classifier = classifier = ml_collections.ConfigDict()
+    classifier.epochs = 20.0
+    classifier.batch_size = 64
+    classifier.learning_rate = 2e-3
+    evaluation.variation = variation = ml_collections.ConfigDict()
+    variation.distance = "lpips"  # Or 'features'.
+    variation.num_references = 32
+    variation.num_samples = 4  # Of each reference.
+    evaluation.guided = guided = ml_collections.ConfigDict()
+    guided.stages = 4  # First stages that a mask gives.
+    guided.num_samples = 192
     evaluation.num_pictures = 8  # Images in the pictures of the job `reconstruct`.
     return config

@@ -57,5 +57,22 @@ def get_config():
     sampling.content_guidance = (1.0, 5.0)
     sampling.structure_guidance = (1.0, 3.0)
     sampling.temperature = 0.8
-    config.evaluation.num_samples = 500
+    evaluation = config.evaluation
+    evaluation.features = "classifier"  # Inception and LPIPS know nothing of digits.
+    evaluation.metrics = (
+        "psnr",
+        "ssim",
+        "rfid",
+        "codebook_usage",
+        "fid",
+        "sfid",
+        "inception_score",
+        "precision_recall",
+        "classifier_agreement",
+        "class_agreement",
+        "diversity",
+        "variation",
+    )
+    evaluation.num_samples = 500
+    evaluation.variation.distance = "features"
     return config

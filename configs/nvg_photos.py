@@ -53,5 +53,5 @@ def get_config():
     sampling = config.sampling
     sampling.num_samples = 32
     sampling.batch_size = 32
-    config.evaluation.batch_size = 50
+    config.evaluation.metrics = ("psnr", "ssim", "codebook_usage")
     return config

@@ -2,13 +2,15 @@
 
 A working directory holds `config.json`; `tokenizer/` and `generator/` with checkpoints, summaries
 and pictures; and what the jobs write: `samples/`, `control/`, `reconstructions/`,
-`evaluation.json`, `token_cache/`, `export/`.
+`evaluation.json` with its pictures in `evaluation/`, the `classifier/` and `reference.npz` it uses,
+`token_cache/`, `export/`.
 """
 
 from nvg_jax.jobs.control import control
-from nvg_jax.jobs.evaluation import evaluate, reconstruct
+from nvg_jax.jobs.evaluation import evaluate
 from nvg_jax.jobs.generation import generate, requested_classes, sample, sampling_settings
 from nvg_jax.jobs.model import Model, export, load_model
+from nvg_jax.jobs.reconstruction import reconstruct
 from nvg_jax.jobs.tokenization import tokenize
 from nvg_jax.jobs.training import train
 

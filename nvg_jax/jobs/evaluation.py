@@ -1,4 +1,4 @@
-"""The jobs `evaluate` and `reconstruct`: how good a model is, in numbers and in pictures."""
+"""The job `evaluate`: how good a model is, in numbers."""
 
 from __future__ import annotations
 
@@ -7,117 +7,121 @@ import logging
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
-from nvg_jax import sharding, visualize
-from nvg_jax.data import pipeline
-from nvg_jax.evaluation import classifier, reconstruction
-from nvg_jax.jobs.generation import generate, requested_classes, sampling_settings
-from nvg_jax.jobs.model import (
-    Model,
-    Variables,
-    load_generator,
-    load_tokenizer,
-    output_directory,
-)
+from nvg_jax import checkpoint, sharding
+from nvg_jax.errors import UserError
+from nvg_jax.evaluation.small_classifier import SmallClassifier, train_classifier
+from nvg_jax.frozen.weights import Frozen, load_network
+from nvg_jax.jobs import meaning, reconstruction, sample_metrics, variation
+from nvg_jax.jobs.generation import requested_classes
+from nvg_jax.jobs.model import Model, load_generator, load_tokenizer
 from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.training.tokenizer_task import reconstruction_strips
 
 log = logging.getLogger(__name__)
 
-
-def reconstruct(config: ConfigDict, workdir: str) -> None:
-    """Writes `reconstructions/strips.png`: coarse-to-fine strips of evaluation images."""
-    tokenizer = build_tokenizer(config)
-    variables = load_tokenizer(config, workdir, tokenizer)
-    batches = pipeline.evaluation_batches(
-        config.data, config.data.eval_split, config.evaluation.num_pictures
-    )
-    images = jnp.asarray(next(iter(batches))["image"])
-    path = output_directory(workdir, "reconstructions") / "strips.png"
-    visualize.save_png(path, reconstruction_strips(tokenizer, variables, images))
-    log.info("wrote %d reconstructions: %s", len(images), path)
+_ALL = (*reconstruction.METRICS, *sample_metrics.METRICS, *meaning.METRICS, *variation.METRICS)
+_OF_THE_GENERATOR = {*sample_metrics.METRICS, "guided_iou", "variation"}
 
 
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    """Measures reconstructions of the evaluation split and, if asked, samples; prints the results.
+    """Measures what `config.evaluation.metrics` names, prints it and writes `evaluation.json`.
 
-    They are also written to `evaluation.json`. psnr: mean over the images. codebook_usage: share of
-    the codes that the split uses, in all stages and by stage. With
-    `config.evaluation.num_samples`: class_agreement, the share of samples that a support vector
-    machine trained on the real training split assigns to the requested class, and diversity, the
-    mean distance between samples of a class relative to real images.
+    The metrics are described by `reconstruction_metrics`, `sample_metrics`, `structure_miou`,
+    `guided_iou` and `variation`; with `config.evaluation.num_samples` 0 those of the generator are
+    left out. The images are those of `config.data.eval_split`. The file also says what was
+    measured: the dataset, the split, the samples and the network that looked at them.
+
+    Raises:
+      UserError: an unknown metric, or what the metrics raise.
     """
+    wanted = _wanted(config)
+    of_samples = wanted & sample_metrics.METRICS.keys()
+    path = config.evaluation.samples
+    samples = sample_metrics.given_samples(config) if path else None
+    sample_metrics.check_number(config, of_samples, samples)
     mesh = sharding.create_mesh()
+    results: dict[str, Any] = {}
     with jax.set_mesh(mesh):
         tokenizer = build_tokenizer(config)
         variables = load_tokenizer(config, workdir, tokenizer)
-        results = _evaluate_reconstructions(config, tokenizer, variables, mesh)
-        if config.evaluation.num_samples:
+        if wanted.intersection(_OF_THE_GENERATOR if not path else {"guided_iou", "variation"}):
+            requested_classes(config, 1)  # A mistake there is found before all else is measured.
             generator = build_generator(config)
             learned = load_generator(config, workdir, generator)
-            results |= _evaluate_samples(config, Model(tokenizer, variables, generator, learned))
-    path = epath.Path(workdir) / "evaluation.json"
-    path.write_text(json.dumps(results, indent=2) + "\n")
+            model = Model(tokenizer, variables, generator, learned)
+        network = _feature_network(config, workdir) if _needs_features(config, wanted) else None
+        if wanted.intersection(reconstruction.METRICS):
+            results |= reconstruction.reconstruction_metrics(
+                config, wanted, tokenizer, variables, network, mesh
+            )
+        if "structure_miou" in wanted:
+            results |= meaning.structure_miou(config, tokenizer, variables, mesh)
+        if of_samples:
+            images, class_ids = samples or sample_metrics.generated_samples(config, model)
+            results |= sample_metrics.sample_metrics(
+                config, workdir, wanted, images, class_ids, network, mesh
+            )
+        if "guided_iou" in wanted:
+            results |= meaning.guided_iou(config, model, workdir, mesh)
+        if "variation" in wanted:
+            results |= variation.variation(config, model, network, workdir, mesh)
     for name, value in results.items():
         shown = " ".join(f"{v:.3f}" for v in np.atleast_1d(value))
-        print(f"{name:>24}  {shown}")
-    log.info("wrote %s", path)
+        print(f"{name:>26}  {shown}")
+    results["measured"] = {
+        "dataset": config.data.dataset,
+        "split": config.data.eval_split,
+        "samples": path or config.evaluation.num_samples,
+        "features": config.evaluation.features if network else None,
+        "random_frozen_weights": config.frozen.random,
+    }
+    if jax.process_index() == 0:
+        path = epath.Path(workdir) / "evaluation.json"
+        path.write_text(json.dumps(results, indent=2) + "\n")
+        log.info("wrote %s", path)
     return results
 
 
-def _evaluate_reconstructions(
-    config: ConfigDict, tokenizer: Tokenizer, variables: Variables, mesh: Mesh
-) -> dict[str, Any]:
-    @jax.jit
-    def measure(variables, images, mask):
-        sequence, canvases = tokenizer.apply(variables, images, method="tokenize")
-        reconstructions = tokenizer.apply(variables, canvases[:, -1], method="decode")
-        counts = reconstruction.token_counts(sequence.tokens, tokenizer.vocab_size, mask)
-        return jnp.sum(reconstruction.psnr(images, reconstructions), where=mask), counts
-
-    batches = pipeline.evaluation_batches(
-        config.data,
-        config.data.eval_split,
-        sharding.process_batch_size(
-            config.evaluation.batch_size, mesh, "config.evaluation.batch_size"
-        ),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    psnr, counts = 0.0, 0
-    for batch in tqdm(batches, "reconstructions", unit="batch", disable=None):
-        batch = sharding.place_batch(batch, mesh)
-        batch_psnr, batch_counts = measure(variables, batch["image"], batch["mask"])
-        psnr += float(batch_psnr)
-        counts += np.asarray(batch_counts)
-    by_stage, overall = reconstruction.codebook_usage_by_stage(counts)
-    return {
-        "psnr": psnr / batches.num_examples,
-        "codebook_usage": float(overall),
-        "codebook_usage_by_stage": [float(x) for x in by_stage],
-    }
+def _wanted(config: ConfigDict) -> set[str]:
+    """The metrics to measure; UserError if one is unknown."""
+    wanted = set(config.evaluation.metrics)
+    unknown = sorted(wanted.difference(_ALL))
+    if unknown:
+        raise UserError(
+            f"unknown metric {unknown[0]!r} in config.evaluation.metrics: there are "
+            f"{', '.join(_ALL)}"
+        )
+    if not config.evaluation.num_samples and not config.evaluation.samples:
+        wanted -= _OF_THE_GENERATOR
+    return wanted
 
 
-def _evaluate_samples(config: ConfigDict, model: Model) -> dict[str, Any]:
-    class_ids = requested_classes(config, config.evaluation.num_samples)
-    batches = generate(
-        model, sampling_settings(config), class_ids, config.sampling.batch_size, config.seed + 1
-    )
-    images = np.concatenate([images for _, images in batches])
-    real, labels = [], []
-    for batch in pipeline.evaluation_batches(config.data, config.data.train_split, 256):
-        real.append(visualize.to_uint8(batch["image"][batch["mask"]]))
-        labels.append(batch["label"][batch["mask"]])
-    real, labels = np.concatenate(real), np.concatenate(labels)
-    judge = classifier.train_classifier(real, labels)
-    return {
-        "class_agreement": classifier.class_agreement(judge, images, class_ids),
-        "diversity": classifier.diversity(images, class_ids, real, labels),
-    }
+def _needs_features(config: ConfigDict, wanted: set[str]) -> bool:
+    if "variation" in wanted and config.evaluation.variation.distance == "features":
+        return True
+    return bool(wanted & {"rfid", *sample_metrics.OF_FEATURES})
+
+
+def _feature_network(config: ConfigDict, workdir: str) -> Frozen:
+    """Inception, or a classifier of the dataset, which is trained once and kept in the workdir."""
+    if config.evaluation.features == "inception":
+        return load_network("inception", config.frozen.directory, config.frozen.random)
+    if config.evaluation.features != "classifier":
+        raise UserError(
+            f"config.evaluation.features={config.evaluation.features} is neither 'inception' nor "
+            "'classifier'"
+        )
+    data = config.data
+    module = SmallClassifier(data.image_size, data.num_classes)
+    architecture = f"{data.dataset} {data.train_split}, {module.architecture}"
+    path = epath.Path(workdir) / "classifier"
+    if path.exists():
+        abstract = jax.eval_shape(module.init, jax.random.key(0), module.example())
+        return Frozen(module, checkpoint.load_weights(path, abstract, architecture))
+    network = train_classifier(data, config.evaluation.classifier, config.seed)
+    checkpoint.save_weights(path, network.variables, architecture)
+    log.info("wrote the classifier whose features are compared: %s", path)
+    return network
