@@ -4,7 +4,7 @@ from configs import base
 
 
 def get_config():
-    config = base.get_config(depth=4, epochs=16, decay_start=0.5, decay_to=0.05)
+    config = base.get_config(depth=3, epochs=6, decay_start=0.5, decay_to=0.05)
 
     data = config.data
     data.dataset = "shapes"
@@ -37,15 +37,16 @@ def get_config():
     training.checkpoint_every = 250
 
     model = config.generator.model
-    model.content_width = 128
+    model.content_width = 64
     model.content_heads = 2
     model.structure_width = 64
     model.structure_heads = 1
     model.drop_path = 0.0
+    model.remat = False  # There is memory enough.
     model.dtype = "float32"
     training = config.generator.training
-    training.batch_size = 64
-    training.learning_rate = 1e-3
+    training.batch_size = 32
+    training.learning_rate = 2e-3
     training.warmup_steps = 100
     training.ema_decay = 0.99
     training.repa.weight = 0.0

@@ -75,20 +75,11 @@ def strips(
       latent_shape: (h, w) of the positions in raster order, h * w = L.
       originals: the images that were reconstructed, for a last column, set off by a gap.
     """
-    height, width = canvases.shape[2:4]
-    scale = _strip_scale(width)
-    last_stage = granularity.last_stage(structure.shape[1])
     rows = []
-    for image in range(len(canvases)):
-        labels = structure[image].reshape(latent_shape)
-        maps = [
-            structure_picture(labels >> (last_stage - stage), stage)
-            for stage in range(canvases.shape[1])
-        ]
-        size = (width * scale, height * scale)
-        maps = [Image.fromarray(x).resize(size, Image.Resampling.NEAREST) for x in maps]
-        shown = list(canvases[image])
-        rows += [shown if originals is None else [*shown, originals[image]], maps]
+    for image, shown in enumerate(canvases):
+        last = [] if originals is None else [originals[image]]
+        rows.append([*shown, *last])
+        rows.append(_maps(structure[image], latent_shape, len(shown)))
     captions = [
         f"stage {stage}\n{2**stage} token{'s' if stage else ''}"
         for stage in range(canvases.shape[1])
@@ -102,14 +93,20 @@ def structure_strip(
     structure: Int[np.ndarray, "L"], latent_shape: tuple[int, int], stages: int
 ) -> Picture:
     """The maps of the first stages of one structure, side by side."""
-    last_stage = granularity.last_stage(len(structure))
-    labels = structure.reshape(latent_shape)
-    maps = [structure_picture(labels >> (last_stage - stage), stage) for stage in range(stages)]
+    maps = _maps(structure, latent_shape, stages)
     return table([maps], [f"stage {stage}" for stage in range(stages)])
 
 
+def _maps(
+    structure: Int[np.ndarray, "L"], latent_shape: tuple[int, int], stages: int
+) -> list[UInt8[np.ndarray, "h w 3"]]:
+    last_stage = granularity.last_stage(len(structure))
+    labels = structure.reshape(latent_shape)
+    return [structure_picture(labels >> (last_stage - stage), stage) for stage in range(stages)]
+
+
 def table(
-    rows: Sequence[Sequence[Image.Image | UInt8[np.ndarray, "_ _ 3"]]],
+    rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]],
     columns: Sequence[str],
     names: Sequence[str] | None = None,
     group: int = 1,
@@ -118,15 +115,15 @@ def table(
     """Pictures in rows and columns with captions.
 
     Args:
-      rows: the pictures of each row, which may end early. All are as large as the first, which is
-        magnified (integer, nearest neighbour) to at least 96 pixels, or Pillow images of that size.
+      rows: the pictures of each row, which may end early. The first is magnified (integer, nearest
+        neighbour) to at least 96 pixels, and all others are brought to its size.
       columns: a caption for each column, of at most two lines.
       names: a caption for each row, left of it.
       group: this many rows stand closer together.
       apart: the column that stands apart from those before it.
     """
     height, width = rows[0][0].shape[:2]
-    scale = _strip_scale(width)
+    scale = math.ceil(_STRIP_CELL / width)
     height, width = height * scale, width * scale
     gap = max(2, width // 32)
     font = ImageFont.load_default(size=width // 8)
@@ -156,9 +153,8 @@ def table(
         if names:
             caption((margin - gap) / 2, top + height / 2, names[row])
         for left, pixels in zip(lefts, rows[row], strict=False):
-            if not isinstance(pixels, Image.Image):
-                pixels = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
-            picture.paste(pixels, (left, top))
+            cell = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
+            picture.paste(cell, (left, top))
     return np.asarray(picture)
 
 
@@ -169,10 +165,6 @@ def save_png(path: epath.PathLike, picture: Picture) -> None:
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "PNG")
     path.write_bytes(encoded.getvalue())
-
-
-def _strip_scale(width: int) -> int:
-    return math.ceil(_STRIP_CELL / width)
 
 
 def _stage_colours(stage: int) -> UInt8[np.ndarray, "N 3"]:

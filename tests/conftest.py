@@ -154,6 +154,21 @@ def digits_dir(tmp_path_factory) -> str:
     return directory
 
 
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory) -> str:
+    """A folder in which the shapes are prepared, but only the first 20 scenes of each split."""
+    import tensorflow_datasets as tfds
+
+    from nvg_jax.data.shapes import Shapes
+
+    directory = str(tmp_path_factory.mktemp("shapes"))
+    first = tfds.download.DownloadConfig(max_examples_per_split=20)
+    Shapes(data_dir=directory).download_and_prepare(
+        download_config=first, file_format="array_record"
+    )
+    return directory
+
+
 @pytest.fixture
 def tiny_config(digits_dir) -> ConfigDict:
     """The digits config with models and trainings so small that a job takes seconds."""
@@ -175,5 +190,11 @@ def tiny_config(digits_dir) -> ConfigDict:
     config.sampling.num_samples = 20
     config.sampling.batch_size = 10
     config.sampling.flow_steps = 2
-    config.evaluation.num_samples = 20
+    evaluation = config.evaluation
+    evaluation.metrics = tuple(name for name in evaluation.metrics if name != "ssim")  # 8 pixels.
+    evaluation.num_samples = 20
+    evaluation.classifier.epochs = 2.0
+    evaluation.variation.num_references = 3
+    evaluation.variation.num_samples = 2
+    config.control.num_samples = 2
     return config

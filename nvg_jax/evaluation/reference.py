@@ -103,7 +103,10 @@ def load(path: epath.PathLike) -> Reference:
 def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file, none of which is unpickled; UserError if it cannot be read."""
     try:
-        with epath.Path(path).open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with epath.Path(path).open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if isinstance(arrays, np.ndarray):
+                raise UserError(f"{path} is no .npz file: it holds a single array, without a name")
             return dict(arrays)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None

@@ -6,12 +6,23 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nvg_jax.errors import UserError
+
 # Mean and standard deviation of ImageNet's pixels, for images in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
 _SCALE = (0.458, 0.448, 0.450)
 
 SMALLEST_IMAGE = 16  # Pixels, of which four poolings leave one.
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
+
+
+def check_size(image_size: int, advice: str) -> None:
+    """UserError, ending with the advice, for images of a side that LPIPS cannot look at."""
+    if image_size < SMALLEST_IMAGE:
+        raise UserError(
+            f"LPIPS cannot compare images of {image_size} pixels, only from {SMALLEST_IMAGE} on: "
+            f"{advice}"
+        )
 
 
 class VGG16(nn.Module):

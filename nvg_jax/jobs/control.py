@@ -56,10 +56,10 @@ def control(config: ConfigDict, workdir: str) -> None:
                 quiet=True,
             )
             columns.append(np.concatenate([images for _, images in batches]))
-    rows = [visualize.to_uint8(np.stack([image, *np.asarray(stages)]))]
+    rows = [list(visualize.to_uint8(np.stack([image, *np.asarray(stages)])))]
     names = ["original and\nits stages"]
     for name, columns in halves.items():
-        rows += list(np.stack(columns, axis=1))
+        rows += [list(row) for row in np.stack(columns, axis=1)]
         names += [f"{name}\nclass {class_id}" for class_id in class_ids]
     captions = ["nothing\nkept", *(f"stages < {count}\nkept" for count in counts[1:])]
     if jax.process_index() == 0:

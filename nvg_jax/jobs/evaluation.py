@@ -14,10 +14,16 @@ from ml_collections import ConfigDict
 from nvg_jax import checkpoint, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.small_classifier import SmallClassifier, train_classifier
-from nvg_jax.frozen.weights import Frozen, load_network
+from nvg_jax.frozen.weights import Frozen
 from nvg_jax.jobs import meaning, reconstruction, sample_metrics, variation
 from nvg_jax.jobs.generation import requested_classes
-from nvg_jax.jobs.model import Model, load_generator, load_tokenizer
+from nvg_jax.jobs.model import (
+    Model,
+    frozen_network,
+    load_generator,
+    load_tokenizer,
+    on_all_devices,
+)
 from nvg_jax.models.build import build_generator, build_tokenizer
 
 log = logging.getLogger(__name__)
@@ -52,7 +58,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             generator = build_generator(config)
             learned = load_generator(config, workdir, generator)
             model = Model(tokenizer, variables, generator, learned)
-        network = _feature_network(config, workdir) if _needs_features(config, wanted) else None
+        network = None
+        if _needs_features(config, wanted):
+            network = _feature_network(config, workdir)
         if wanted.intersection(reconstruction.METRICS):
             results |= reconstruction.reconstruction_metrics(
                 config, wanted, tokenizer, variables, network, mesh
@@ -108,7 +116,7 @@ def _needs_features(config: ConfigDict, wanted: set[str]) -> bool:
 def _feature_network(config: ConfigDict, workdir: str) -> Frozen:
     """Inception, or a classifier of the dataset, which is trained once and kept in the workdir."""
     if config.evaluation.features == "inception":
-        return load_network("inception", config.frozen.directory, config.frozen.random)
+        return frozen_network(config, "inception")
     if config.evaluation.features != "classifier":
         raise UserError(
             f"config.evaluation.features={config.evaluation.features} is neither 'inception' nor "
@@ -120,8 +128,9 @@ def _feature_network(config: ConfigDict, workdir: str) -> Frozen:
     path = epath.Path(workdir) / "classifier"
     if path.exists():
         abstract = jax.eval_shape(module.init, jax.random.key(0), module.example())
-        return Frozen(module, checkpoint.load_weights(path, abstract, architecture))
-    network = train_classifier(data, config.evaluation.classifier, config.seed)
+        variables = checkpoint.load_weights(path, abstract, architecture)
+        return on_all_devices(Frozen(module, variables))
+    network = on_all_devices(train_classifier(data, config.evaluation.classifier, config.seed))
     checkpoint.save_weights(path, network.variables, architecture)
     log.info("wrote the classifier whose features are compared: %s", path)
     return network

@@ -142,13 +142,10 @@ def _save_picture(
 ) -> None:
     """Ten scenes in columns, and the samples with their masks and with their structures."""
     last_stage = granularity.last_stage(of_masks.shape[1])
-    size = scenes.masks.shape[1:]
 
     def maps(structure: np.ndarray) -> list[np.ndarray]:
         labels = structure.reshape(-1, *grid) >> (last_stage - stages + 1)
-        repeats = (size[0] // grid[0], size[1] // grid[1])
-        colours = visualize.structure_picture(labels, stages - 1)
-        return list(colours.repeat(repeats[0], axis=1).repeat(repeats[1], axis=2))
+        return [visualize.structure_picture(picture, stages - 1) for picture in labels]
 
     def shown(masks: np.ndarray) -> list[np.ndarray]:
         return list(np.repeat(255 * masks[..., None].astype(np.uint8), 3, axis=-1))

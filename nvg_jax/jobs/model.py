@@ -11,6 +11,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from nvg_jax import checkpoint, sharding
+from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.models.build import build_generator, build_tokenizer
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.tokenizer import Tokenizer
@@ -60,6 +61,17 @@ def _load(weights: str, checkpoints: str, module: Tokenizer | Generator) -> Vari
     variables, step = checkpoint.restore_ema(checkpoints, module.architecture, abstract)
     log.info("using step %d of %s", step, checkpoints)
     return variables
+
+
+def frozen_network(config: ConfigDict, name: str) -> Frozen:
+    """A frozen network with the weights that `config.frozen` describes, on all devices."""
+    network = load_network(name, config.frozen.directory, config.frozen.random)
+    return on_all_devices(network)
+
+
+def on_all_devices(network: Frozen) -> Frozen:
+    placement = sharding.replicated(sharding.create_mesh())
+    return network._replace(variables=jax.device_put(network.variables, placement))
 
 
 def export(config: ConfigDict, workdir: str) -> None:

@@ -14,12 +14,11 @@ from ml_collections import ConfigDict
 
 from nvg_jax import visualize
 from nvg_jax.data import pipeline
-from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features, reconstruction
 from nvg_jax.evaluation.distribution import Accumulator, frechet_distance
-from nvg_jax.frozen.lpips import SMALLEST_IMAGE
-from nvg_jax.frozen.weights import Frozen, load_network
-from nvg_jax.jobs.model import Variables, load_tokenizer, output_directory
+from nvg_jax.frozen.lpips import check_size
+from nvg_jax.frozen.weights import Frozen
+from nvg_jax.jobs.model import Variables, frozen_network, load_tokenizer, output_directory
 from nvg_jax.models.build import build_tokenizer
 from nvg_jax.models.tokenizer import Tokenizer
 from nvg_jax.training.tokenizer_task import reconstruction_strips
@@ -56,14 +55,10 @@ def reconstruction_metrics(
     8-bit pixels. codebook_usage: share of the codes that the split uses, in all stages and by
     stage. Raises UserError if a metric cannot be had of images of this size.
     """
-    if "lpips" in metrics and tokenizer.image_size < SMALLEST_IMAGE:
-        raise UserError(
-            f"LPIPS cannot compare images of {tokenizer.image_size} pixels, only from "
-            f"{SMALLEST_IMAGE} on: take it out of config.evaluation.metrics"
-        )
     lpips = None
     if "lpips" in metrics:
-        lpips = load_network("lpips", config.frozen.directory, config.frozen.random)
+        check_size(tokenizer.image_size, "take it out of config.evaluation.metrics")
+        lpips = frozen_network(config, "lpips")
     networks = {"lpips": lpips, "features": network if "rfid" in metrics else None}
 
     @jax.jit

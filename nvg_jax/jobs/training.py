@@ -14,9 +14,14 @@ from tqdm import tqdm
 from nvg_jax import sharding
 from nvg_jax.data import pipeline, token_cache
 from nvg_jax.errors import UserError
-from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.jobs.generation import requested_classes, sample, sampling_settings
-from nvg_jax.jobs.model import Variables, load_generator, load_tokenizer, save_config
+from nvg_jax.jobs.model import (
+    Variables,
+    frozen_network,
+    load_generator,
+    load_tokenizer,
+    save_config,
+)
 from nvg_jax.jobs.tokenization import tokenize
 from nvg_jax.models.build import build_generator, build_tokenizer
 from nvg_jax.models.tokenizer import Tokenizer
@@ -48,7 +53,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     # What the samples at the end need is checked before hours of training.
     requested_classes(config, config.sampling.num_samples)
     sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
-    dinov2 = _frozen(config, "dinov2", task_config.repa.weight)
+    dinov2 = frozen_network(config, "dinov2") if task_config.repa.weight else None
     with jax.set_mesh(mesh), loop.stop_signal() as stop:
         if config.tokenizer.checkpoint:
             tokenizer_variables = load_tokenizer(config, workdir, tokenizer)
@@ -101,8 +106,8 @@ def _train_tokenizer(
         task_config,
         schedule.num_steps,
         schedule.epoch_steps,
-        _frozen(config, "lpips", task_config.lpips_weight),
-        _frozen(config, "dino", task_config.adversarial_weight),
+        frozen_network(config, "lpips") if task_config.lpips_weight else None,
+        frozen_network(config, "dino") if task_config.adversarial_weight else None,
     )
 
     def finish(state: TrainState) -> TrainState:
@@ -128,15 +133,6 @@ def _train_tokenizer(
             finish=finish,
         )
     return state.ema
-
-
-def _frozen(config: ConfigDict, name: str, weight: float) -> Frozen | None:
-    """A frozen network that a loss of this weight needs, on all devices."""
-    if not weight:
-        return None
-    network = load_network(name, config.frozen.directory, config.frozen.random)
-    placement = sharding.replicated(sharding.create_mesh())
-    return network._replace(variables=jax.device_put(network.variables, placement))
 
 
 def _num_images(config: ConfigDict) -> int:

@@ -21,9 +21,10 @@ from nvg_jax import visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features
-from nvg_jax.frozen.weights import Frozen, load_network
+from nvg_jax.frozen.lpips import check_size
+from nvg_jax.frozen.weights import Frozen
 from nvg_jax.jobs.generation import generate, sampling_settings
-from nvg_jax.jobs.model import Model, output_directory
+from nvg_jax.jobs.model import Model, frozen_network, output_directory
 from nvg_jax.sampling import Given
 from nvg_jax.training.tokenizer_task import tokenize
 
@@ -108,7 +109,8 @@ def _distance(config: ConfigDict, network: Frozen | None, mesh: Mesh) -> Distanc
         raise UserError(
             f"config.evaluation.variation.distance={name} is neither 'lpips' nor 'features'"
         )
-    lpips = load_network("lpips", config.frozen.directory, config.frozen.random)
+    check_size(config.data.image_size, "set config.evaluation.variation.distance to 'features'")
+    lpips = frozen_network(config, "lpips")
     compare = jax.jit(lpips.module.apply)
 
     def of_lpips(groups: UInt8[np.ndarray, "R N H W 3"]) -> Float[np.ndarray, "R"]:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from nvg_jax import granularity, sampling, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
-from nvg_jax.frozen.lpips import SMALLEST_IMAGE
+from nvg_jax.frozen.lpips import check_size
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.models.tokenizer import Tokenizer
 from nvg_jax.training import accumulation, flops, optimizer
@@ -55,11 +55,7 @@ class TokenizerTask:
         self._frozen = {}
         side = tokenizer.image_size
         if config.lpips_weight:
-            if side < SMALLEST_IMAGE:
-                raise UserError(
-                    f"LPIPS cannot compare images of {side} pixels, only from {SMALLEST_IMAGE} on: "
-                    "set config.tokenizer.training.lpips_weight to 0"
-                )
+            check_size(side, "set config.tokenizer.training.lpips_weight to 0")
             self._weights["lpips"] = config.lpips_weight
             self._lpips, self._frozen["lpips"] = lpips
         if config.adversarial_weight:

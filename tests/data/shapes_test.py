@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from scipy import ndimage
 
 from nvg_jax.data import shapes
@@ -17,12 +16,8 @@ def scenes():
 
 
 @pytest.fixture(scope="module")
-def builder(tmp_path_factory):
-    """Prepared, but only the first scenes of each split."""
-    builder = shapes.Shapes(data_dir=tmp_path_factory.mktemp("shapes"))
-    first = tfds.download.DownloadConfig(max_examples_per_split=20)
-    builder.download_and_prepare(download_config=first, file_format="array_record")
-    return builder
+def builder(shapes_dir):
+    return shapes.Shapes(data_dir=shapes_dir)
 
 
 def _mean_iou(a, b):

@@ -1,11 +1,20 @@
 """Numbers and pictures of a tiny trained model."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
 
+import numpy as np
+import pytest
 from etils import epath
 from PIL import Image
 
-from nvg_jax import jobs
+from nvg_jax import jobs, visualize
+from nvg_jax.data import pipeline
+from nvg_jax.errors import UserError
 
 
 def test_evaluation_reports_and_stores_its_numbers(trained, capsys):
@@ -13,12 +22,149 @@ def test_evaluation_reports_and_stores_its_numbers(trained, capsys):
     results = jobs.evaluate(config, workdir)
     assert results == json.loads(epath.Path(workdir, "evaluation.json").read_text())
     assert 0 < results["psnr"] < 60 and 0 < results["codebook_usage"] <= 1
-    assert 0 <= results["class_agreement"] <= 1 and results["diversity"] > 0
-    assert len(results["codebook_usage_by_stage"]) == 5
+    assert min(results[name] for name in ("rfid", "fid", "sfid", "diversity")) > 0
+    assert 1 <= results["inception_score"] <= 10
+    for name in ("class_agreement", "classifier_agreement", "precision", "recall"):
+        assert 0 <= results[name] <= 1
+    assert results["classifier_accuracy"] > 0.5
+    by_stage = ("codebook_usage_by_stage", "variation_structure", "variation_both")
+    assert all(len(results[name]) == 5 for name in by_stage)
+    assert results["variation_structure"][:2] == results["variation_both"][:1] * 2
+    assert results["measured"]["samples"] == 20
     assert f"{results['psnr']:.3f}" in capsys.readouterr().out
+    plot = np.asarray(Image.open(epath.Path(workdir, "evaluation", "variation.png")))
+    assert plot.std() > 10 and (plot[:, :5] == 255).all()
+
+    config.evaluation.metrics = ("fid", "rfid", "precision_recall")
+    again = jobs.evaluate(config, workdir)  # With the classifier and reference that are there.
+    assert {name: again[name] for name in ("fid", "rfid")} == {
+        name: results[name] for name in ("fid", "rfid")
+    }
+
+
+@pytest.fixture
+def real_images(trained):
+    """The training images as a file of samples."""
+    config, workdir = trained
+    batches = pipeline.evaluation_batches(config.data, "train[:200]", 200)
+    batch = next(iter(batches))
+    path = f"{workdir}/real.npz"
+    images = visualize.to_uint8(batch["image"])
+    np.savez(path, arr_0=images, arr_1=batch["label"])
+    return config, workdir, path, images
+
+
+def test_given_samples_that_are_the_reference_are_perfect(real_images):
+    config, workdir, path, _ = real_images
+    config.evaluation.samples = path
+    config.evaluation.reference = path
+    config.evaluation.metrics = ("fid", "sfid", "precision_recall")
+    results = jobs.evaluate(config, workdir)
+    assert results["fid"] < 1e-6 and results["sfid"] < 1e-6
+    assert results["precision"] == results["recall"] == 1
+    assert results["measured"]["samples"] == path
+
+
+def test_mistakes_are_one_clear_line(real_images, tmp_path):
+    config, workdir, path, images = real_images
+
+    def refused(message, **changes):
+        changed = config.copy_and_resolve_references()
+        changed.evaluation.metrics = ("fid", "precision_recall")
+        changed.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+        with pytest.raises(UserError, match=message):
+            jobs.evaluate(changed, workdir)
+
+    refused("unknown metric 'fit' .* there are psnr, ssim", evaluation__metrics=("fit",))
+    refused("SSIM looks at 11 x 11", evaluation__metrics=("ssim",))
+    refused("LPIPS cannot compare images of 8 pixels", evaluation__metrics=("lpips",))
+    refused("precision_recall needs at least 4 samples and there are 3", evaluation__num_samples=3)
+    refused(r"class 12 .* is outside 0\.\.9", sampling__classes=(12,))
+    refused("neither 'inception' nor 'classifier'", evaluation__features="vgg")
+    refused("guided_iou tells objects by the colours", evaluation__metrics=("guided_iou",))
+    refused("'segmentation_mask'", evaluation__metrics=("structure_miou",))
+    refused(
+        "neither 'lpips' nor 'features'",
+        evaluation__metrics=("variation",),
+        evaluation__variation__distance="l2",
+    )
+    refused(
+        "num_references=3, but split .* has 2 images",
+        evaluation__metrics=("variation",),
+        data__eval_split="test[:2]",
+    )
+    refused("split .* is empty", evaluation__metrics=("psnr",), data__eval_split="test[:0]")
+
+    refused("there is no file", evaluation__samples=f"{tmp_path}/none.npz")
+    refused("is no .npz file", evaluation__samples=__file__)
+    np.savez(tmp_path / "large.npz", arr_0=np.zeros((9, 16, 16, 3), np.uint8))
+    refused("are 16 x 16 pixels and the model's 8 x 8", evaluation__samples=f"{tmp_path}/large.npz")
+    refused(
+        "are 16 x 16 pixels and the model's 8 x 8", evaluation__reference=f"{tmp_path}/large.npz"
+    )
+    np.savez(tmp_path / "no_classes.npz", arr_0=images)
+    refused(
+        "has no classes .arr_1., which diversity need",
+        evaluation__metrics=("diversity",),
+        evaluation__samples=f"{tmp_path}/no_classes.npz",
+    )
+    np.savez(tmp_path / "statistics.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    reference = {"evaluation__samples": path, "evaluation__reference": f"{tmp_path}/statistics.npz"}
+    refused("has no images .arr_0., which precision_recall needs", **reference)
+    refused("64 features cannot be compared", evaluation__metrics=("fid",), **reference)
+    refused("no statistics for sfid", evaluation__metrics=("sfid",), **reference)
 
 
 def test_reconstruct_writes_strips(trained):
     config, workdir = trained
     jobs.reconstruct(config, workdir)
     assert Image.open(epath.Path(workdir, "reconstructions", "strips.png")).width > 300
+
+
+_JOB = """
+import json, sys
+import jax
+from ml_collections import ConfigDict
+from nvg_jax import jobs
+
+config, workdir, address, index = sys.argv[1:]
+jax.config.update("jax_platforms", "cpu")
+jax.distributed.initialize(address, num_processes=2, process_id=int(index))
+jobs.evaluate(ConfigDict(json.loads(config)), workdir)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_of_two_devices_find_the_same(trained, tmp_path):
+    config, workdir = trained
+    config.sampling.batch_size = 12
+    together = tmp_path / "together"
+    shutil.copytree(workdir, together, ignore=shutil.ignore_patterns("classifier", "reference*"))
+    shutil.rmtree(f"{workdir}/classifier", ignore_errors=True)
+    alone = jobs.evaluate(config, workdir)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    arguments = [config.to_json_best_effort(), str(together), address]
+    flags = "--xla_force_host_platform_device_count=2"
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path), "XLA_FLAGS": flags}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _JOB, *arguments, str(index)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=400)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    found = json.loads((together / "evaluation.json").read_text())
+    for name, value in alone.items():
+        if name != "measured":
+            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)

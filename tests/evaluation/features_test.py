@@ -1,0 +1,102 @@
+"""Features are the same however the images are spread over batches and devices."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvg_jax import sharding, visualize
+from nvg_jax.evaluation import features
+from nvg_jax.evaluation.small_classifier import SmallClassifier
+from nvg_jax.frozen.weights import Frozen
+
+_ON_EIGHT_DEVICES = """
+import sys
+import jax
+import numpy as np
+from jax.sharding import AxisType
+from nvg_jax.evaluation import distribution, features
+from nvg_jax.evaluation.small_classifier import SmallClassifier
+from nvg_jax.frozen.inception import Inception
+from nvg_jax.frozen.weights import Frozen
+
+assert jax.device_count() == 8
+name, count = sys.argv[1], int(sys.argv[2])
+module = Inception() if name == "inception" else SmallClassifier(16, 10)
+shapes = jax.eval_shape(module.init, jax.random.key(0), np.zeros((1, 16, 16, 3), np.float32))
+rng = np.random.default_rng(0)
+fill = lambda x: (0.05 * rng.standard_normal(x.shape) + (len(x.shape) == 1)).astype(np.float32)
+network = Frozen(module, jax.tree.map(fill, shapes))
+images = rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
+
+def measure(devices):
+    mesh = jax.make_mesh(
+        (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
+    )
+    seen = features.concatenate(
+        features.extract(network, features.of_images(images, mesh, 2))
+    )
+    assert len(seen.pool) == count and seen.pool.std() > 0
+    half = count // 2
+    a, b = (distribution.statistics(x) for x in (seen.pool[:half], seen.pool[half:]))
+    return (
+        distribution.frechet_distance(a, b),
+        *distribution.inception_score(seen.logits),
+        *distribution.precision_recall(seen.pool[:half], seen.pool[half:]),
+    )
+
+alone = measure(1)
+assert alone[0] > 0
+print(alone)
+for devices in (2, 8):
+    assert measure(devices) == alone, (devices, measure(devices), alone)
+"""
+
+
+@pytest.mark.parametrize(
+    ("network", "count"),
+    [("classifier", 45), pytest.param("inception", 21, marks=pytest.mark.slow)],
+)
+def test_metrics_are_identical_on_one_and_on_eight_devices(network, count):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": ":".join(sys.path),
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", _ON_EIGHT_DEVICES, network, str(count)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert found.returncode == 0, found.stderr
+
+
+@pytest.fixture(scope="module")
+def network():
+    module = SmallClassifier(8, 3, width=16)
+    return Frozen(module, jax.jit(module.init)(jax.random.key(0), module.example()))
+
+
+def test_every_image_is_seen_once_and_in_order(network):
+    images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
+    mesh = sharding.create_mesh()
+    seen = features.concatenate(features.extract(network, features.of_images(images, mesh, 4)))
+    expected = jax.jit(network.module.apply)(
+        network.variables, images.astype(np.float32) / 127.5 - 1
+    )
+    for found, wanted in zip(seen, expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_images_are_looked_at_as_they_are_stored(network):
+    exact = np.random.default_rng(0).uniform(-1.1, 1.1, (4, 8, 8, 3)).astype(np.float32)
+    stored = visualize.to_uint8(exact).astype(np.float32) / 127.5 - 1
+    np.testing.assert_allclose(features.as_stored(jnp.asarray(exact)), stored, atol=1e-6)
+    look = features.extractor(network)
+    np.testing.assert_allclose(look(exact).pool, look(stored).pool, rtol=1e-5)

@@ -1,0 +1,125 @@
+"""What the user gives of samples: maps, shapes and references."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from nvg_jax import granularity, jobs, sampling, visualize
+from nvg_jax.data import pipeline
+from nvg_jax.errors import UserError
+from nvg_jax.jobs.given import given_stages, reference_image
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """The model of the finished training, read once."""
+    return {}
+
+
+@pytest.fixture
+def model(trained, loaded):
+    return loaded.setdefault("model", jobs.load_model(*trained))
+
+
+def _sequences(config, model, given):
+    batches = jobs.generate(
+        model, jobs.sampling_settings(config), np.arange(7) % 10, 10, seed=0, given=given
+    )
+    return jax.tree.map(jnp.asarray, next(iter(batches))[0])
+
+
+def test_samples_have_the_structure_of_a_shape(trained, model):
+    config, _ = trained
+    config.control.structure = "left"
+    config.control.strict = True
+    given = given_stages(config, model.tokenizer, model.tokenizer_variables)
+    assert (given.structure_stages, given.content_stages) == (2, 0)
+    sequence = _sequences(config, model, given)
+    left = np.tile([1, 1, 0, 0], 4)
+    for structure in granularity.labels_at(sequence.structure, 1):
+        np.testing.assert_array_equal(structure, left)
+    assert len(np.unique(sequence.tokens, axis=0)) == 7
+    assert len(np.unique(granularity.labels_at(sequence.structure, 3), axis=0)) > 1
+
+
+def test_samples_have_the_first_stages_of_a_reference(trained, model, tmp_path):
+    config, _ = trained
+    batch = next(iter(pipeline.evaluation_batches(config.data, "test[5:6]", 1)))
+    path = str(tmp_path / "image.png")
+    Image.fromarray(visualize.to_uint8(batch["image"][0])).save(path)
+    config.control.stages = 3
+    config.control.content = True
+    for reference in ("test:5", path):
+        config.control.reference = reference
+        np.testing.assert_allclose(reference_image(config), batch["image"][0], atol=1e-6)
+    given = given_stages(config, model.tokenizer, model.tokenizer_variables)
+    expected = jax.tree.map(jnp.asarray, given.sequence)
+    sequence = _sequences(config, model, given)
+    for stage in range(3):
+        for labels in granularity.labels_at(sequence.structure, stage):
+            np.testing.assert_array_equal(
+                labels, granularity.labels_at(expected.structure, stage)[0]
+            )
+        for tokens in granularity.stage_tokens(sequence.tokens, stage):
+            np.testing.assert_array_equal(
+                tokens, granularity.stage_tokens(expected.tokens, stage)[0]
+            )
+    assert len(np.unique(granularity.stage_tokens(sequence.tokens, 3), axis=0)) > 1
+
+
+def test_sequences_can_be_given_sample_by_sample(trained, model):
+    config, _ = trained
+    rng = np.random.default_rng(0)
+    structure = rng.permuted(np.tile(np.arange(16, dtype=np.int32), (7, 1)), axis=1)
+    tokens = rng.integers(0, 16, (7, 31), np.int32)
+    reference = granularity.GranularitySequence(structure, tokens)
+    sequence = _sequences(config, model, sampling.Given(reference, 5, 5))
+    np.testing.assert_array_equal(sequence.structure, structure)
+    np.testing.assert_array_equal(sequence.tokens, tokens)
+
+
+def test_sample_shows_what_was_given(trained):
+    config, workdir = trained
+    config.control.structure = "circle:0.5,0.5,0.4"
+    jobs.sample(config, workdir)
+    picture = np.asarray(Image.open(f"{workdir}/samples/given.png"))
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
+
+
+def test_control_shows_reference_and_samples(trained):
+    config, workdir = trained
+    config.control.reference = "test:3"
+    jobs.control(config, workdir)
+    picture = np.asarray(Image.open(f"{workdir}/control/stages.png"))
+    cell, gap = 96, 3
+    left, top = picture.shape[1] - gap - cell, picture.shape[0] - gap - cell
+    # With all stages kept, the sample is the reference's reconstruction.
+    last_sample = picture[top : top + cell, left : left + cell]
+    reconstruction = picture[36 : 36 + cell, left : left + cell]
+    np.testing.assert_array_equal(last_sample, reconstruction)
+    first = left - 5 * (cell + gap)
+    assert (picture[top : top + cell, first : first + cell] != reconstruction).any()
+
+
+def test_mistakes_are_one_clear_line(trained, model):
+    config, workdir = trained
+
+    def refused(message, **changes):
+        changed = config.copy_and_resolve_references()
+        changed.control.update(changes)
+        with pytest.raises(UserError, match=message):
+            given_stages(changed, model.tokenizer, model.tokenizer_variables)
+
+    refused("exclude each other", structure="left", reference="test:1")
+    refused("content needs a reference", structure="left", content=True)
+    refused("there is no example test:360: test has 360", reference="test:360")
+    refused("unknown split 'dev'", reference="dev:0")
+    refused("there is no file nothing.png", reference="nothing.png")
+    refused("cannot read", reference=__file__)
+    refused("choose 1 to 5 stages", reference="test:0", stages=6)
+    refused("choose 1 to 5 stages", reference="test:0", stages=-1)
+    refused("not balanced", structure="circle:0.5,0.5,0.2", strict=True)
+    with pytest.raises(UserError, match="needs a reference image: .* as test:0"):
+        jobs.control(config, workdir)

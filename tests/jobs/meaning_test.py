@@ -1,0 +1,123 @@
+"""Structure maps and guided samples against masks, with a tiny model of random weights."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs import nvg_shapes
+from nvg_jax import sampling, sharding, visualize
+from nvg_jax.data import pipeline, shapes
+from nvg_jax.errors import UserError
+from nvg_jax.evaluation import segmentation
+from nvg_jax.jobs import meaning
+from nvg_jax.jobs.model import Model
+from nvg_jax.models.build import build_generator, build_tokenizer
+
+
+@pytest.fixture
+def config(shapes_dir):
+    config = nvg_shapes.get_config()
+    config.data.data_dir = shapes_dir
+    config.data.image_size = 16
+    model = config.tokenizer.model
+    model.multipliers, model.latent_channels, model.vocab_size = (1, 1, 1), 4, 16
+    model = config.generator.model
+    model.depth, model.content_width, model.structure_width = 1, 32, 32
+    model.content_heads = 1
+    config.sampling.flow_steps = 2
+    config.sampling.batch_size = 6
+    config.evaluation.batch_size = 8
+    config.evaluation.guided.num_samples = 12
+    config.evaluation.guided.stages = 3
+    return config
+
+
+@pytest.fixture
+def model(config, random_variables):
+    tokenizer, generator = build_tokenizer(config), build_generator(config)
+    return Model(
+        tokenizer,
+        random_variables(tokenizer, tokenizer.example()),
+        generator,
+        random_variables(generator, generator.example()),
+    )
+
+
+@pytest.fixture
+def scenes(config):
+    batches = pipeline.evaluation_batches(config.data, "test", 20, masks=True)
+    return jax.tree.map(jnp.asarray, next(iter(batches)))
+
+
+def test_structure_is_compared_with_the_masks_of_the_whole_split(config, model, scenes):
+    found = meaning.structure_miou(
+        config, model.tokenizer, model.tokenizer_variables, sharding.create_mesh()
+    )
+    structure = jax.jit(
+        lambda variables, images: model.tokenizer.apply(variables, images, method="tokenize")[0]
+    )(model.tokenizer_variables, scenes["image"]).structure
+    masks = np.asarray(scenes["segmentation_mask"] == 1)
+    expected = segmentation.structure_miou(structure, masks, (4, 4)).mean(axis=0)
+    np.testing.assert_allclose(found["structure_miou"], expected)
+    random = np.array(found["structure_miou_random"])
+    # Where all clusters are one or single positions, which is which makes no difference.
+    np.testing.assert_allclose(random[[0, -1]], expected[[0, -1]])
+    assert (random[1:-1] != expected[1:-1]).all()
+
+
+def test_samples_are_compared_with_the_masks_that_guide_them(config, model, scenes, tmp_path):
+    found = meaning.guided_iou(config, model, str(tmp_path), sharding.create_mesh())
+    assert found.keys() == {
+        f"guided_iou{name}" for name in ("", "_image", "_free", "_reconstruction")
+    }
+    assert all(0 <= value <= 1 for value in found.values())
+
+    def decode(variables, images):
+        sequence, _ = model.tokenizer.apply(variables, images, method="tokenize")
+        return sampling.decode(model.tokenizer, variables, sequence)
+
+    decoded = jax.jit(decode)(model.tokenizer_variables, scenes["image"][:12])
+    objects = shapes.segment(visualize.to_uint8(decoded), np.asarray(scenes["label"][:12]))
+    expected = segmentation.iou(np.asarray(scenes["segmentation_mask"][:12] == 1), objects).mean()
+    np.testing.assert_allclose(found["guided_iou_reconstruction"], expected)
+    picture = np.asarray(Image.open(tmp_path / "evaluation" / "guided.png"))
+    assert picture.shape[0] > 8 * 96 and picture.shape[1] > 10 * 96
+
+
+def _painted(given, labels, size):
+    """What a perfect generator would paint: the class's colour where the map says inside."""
+    inside = np.asarray(given.sequence.structure).reshape(-1, 4, 4) >= 8
+    inside = inside.repeat(size // 4, axis=1).repeat(size // 4, axis=2)[..., None]
+    colours = np.array(list(shapes.PALETTE.values()), np.uint8)[labels % 4]
+    return np.where(inside, colours[:, None, None], np.uint8(128))
+
+
+def test_a_perfect_generator_follows_its_guide(config, model, scenes, tmp_path, monkeypatch):
+    """The left half as the mask of every scene; the generator paints exactly what it is given."""
+
+    def generate(model, settings, class_ids, batch_size, seed, given):
+        size = config.data.image_size
+        if given is None:
+            yield None, np.full((len(class_ids), size, size, 3), 128, np.uint8)
+        else:
+            yield given.sequence, _painted(given, class_ids, size)
+
+    half = np.zeros((20, 16, 16), np.uint8)
+    half[:, :, :8] = 1
+    batches = [scenes | {"segmentation_mask": jnp.asarray(half)}]
+    monkeypatch.setattr(meaning, "generate", generate)
+    monkeypatch.setattr(meaning.features, "of_split", lambda *args, **options: batches)
+    found = meaning.guided_iou(config, model, str(tmp_path), sharding.create_mesh())
+    assert found["guided_iou"] == 1 and found["guided_iou_free"] == 0
+    assert 0 < found["guided_iou_image"] < 1
+
+
+def test_masks_of_several_objects_are_refused(config, model, scenes, monkeypatch):
+    batches = [scenes | {"segmentation_mask": 2 * scenes["segmentation_mask"]}]
+    monkeypatch.setattr(meaning.features, "of_split", lambda *args, **options: batches)
+    with pytest.raises(UserError, match="have 3 segments: structure_miou is defined for two"):
+        meaning.structure_miou(
+            config, model.tokenizer, model.tokenizer_variables, sharding.create_mesh()
+        )
