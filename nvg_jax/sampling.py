@@ -55,10 +55,15 @@ class Given(NamedTuple):
     content_stages: int | Int[Array, ""]
 
 
+def given_structure(structure: Int[Array | np.ndarray, "B L"], stages: int) -> Given:
+    """The structure of the first stages, from 0 on, and no content."""
+    no_tokens = jnp.zeros((len(structure), 2 * structure.shape[1] - 1), jnp.int32)
+    return Given(GranularitySequence(jnp.asarray(structure), no_tokens), stages, 0)
+
+
 def nothing_given(batch: int, num_positions: int) -> Given:
     """Everything is generated."""
-    zeros = jnp.zeros((batch, 2 * num_positions - 1), jnp.int32)
-    return Given(GranularitySequence(zeros[:, :num_positions], zeros), 0, 0)
+    return given_structure(jnp.zeros((batch, num_positions), jnp.int32), 0)
 
 
 def top_p_schedule(top_p: tuple[float, float], last_stage: int) -> Float[np.ndarray, "S"]:

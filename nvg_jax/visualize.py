@@ -6,14 +6,19 @@ Every function but `save_png` is pure; a picture is a uint8 array [height, width
 import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from nvg_jax import granularity
+from nvg_jax import granularity, sampling
+from nvg_jax.granularity import GranularitySequence
+from nvg_jax.models.tokenizer import Tokenizer
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -87,6 +92,22 @@ def strips(
     if originals is None:
         return table(rows, captions, group=2)
     return table(rows, [*captions, "original"], group=2, apart=len(captions))
+
+
+def sequence_strips(
+    tokenizer: Tokenizer,
+    variables: Any,
+    sequence: GranularitySequence,
+    originals: Float[Array | np.ndarray, "N H W 3"] | None = None,
+) -> Picture:
+    """The strips of sequences, decoded; `originals` are in [-1, 1]."""
+    sequence = jax.tree.map(jnp.asarray, sequence)
+    return strips(
+        to_uint8(sampling.decode_stages(tokenizer, variables, sequence)),
+        np.asarray(sequence.structure),
+        tokenizer.grid,
+        None if originals is None else to_uint8(originals),
+    )
 
 
 def structure_strip(

@@ -28,6 +28,8 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ([CONFIG, "--config.data.image_size=12"], "not a power of two"),
         ([CONFIG, "--config.data.data_dir=/nowhere"], "nvg_jax.data.prepare digits"),
         ([CONFIG, "--job=sample", "--config.sampling.classes=(11,)"], "outside 0..9"),
+        ([CONFIG, "--job=control"], "needs a reference image"),
+        ([CONFIG, "--job=evaluate", "--config.evaluation.metrics=('fit',)"], "unknown metric"),
     ],
 )
 def test_a_mistake_is_one_line_and_a_non_zero_exit(arguments, expected, tmp_path):

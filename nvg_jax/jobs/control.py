@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import jax
 import numpy as np
@@ -40,8 +39,6 @@ def control(config: ConfigDict, workdir: str) -> None:
     reference = reference_sequence(config, model.tokenizer, model.tokenizer_variables)
     stages = sampling.decode_stages(model.tokenizer, model.tokenizer_variables, reference)[0]
     counts = range(len(stages) + 1)
-    devices = jax.device_count()
-    batch_size = math.ceil(len(class_ids) / devices) * devices
     halves = {"structure": [], "structure\nand content": []}
     for keep_content, columns in enumerate(halves.values()):
         for count in tqdm(counts, "stages kept", unit="stage", disable=None):
@@ -50,7 +47,7 @@ def control(config: ConfigDict, workdir: str) -> None:
                 model,
                 sampling_settings(config),
                 class_ids,
-                batch_size,
+                config.sampling.batch_size,
                 config.seed,
                 given,
                 quiet=True,

@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
@@ -44,19 +43,22 @@ def generate(
     model: Model,
     settings: sampling.Settings,
     class_ids: np.ndarray,
-    batch_size: int,
-    seed: int,
+    batch_size: int | None = None,
+    seed: int = 0,
     given: sampling.Given | None = None,
     quiet: bool = False,
 ) -> Iterator[tuple[granularity.GranularitySequence, np.ndarray]]:
     """Sequences and uint8 images of the class ids, batch by batch; `quiet`: no progress bar.
 
     Sample n depends on its class, the seed, n and what is given of it alone, not on the batch size
-    or the devices. `given` holds one sequence for all samples, or one for each.
+    or the devices. `given` holds one sequence for all samples, or one for each. Without a
+    `batch_size` there is one batch.
     """
     mesh = sharding.create_mesh()
-    sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
     count = len(class_ids)
+    whole = math.ceil(count / mesh.size) * mesh.size
+    batch_size = min(batch_size or whole, whole)
+    sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
     class_ids = np.asarray(class_ids, np.int32)
     padded = np.arange(math.ceil(count / batch_size) * batch_size) % count
     placement = sharding.batch_sharding(mesh)
@@ -107,11 +109,8 @@ def sample(config: ConfigDict, workdir: str) -> None:
         first = first or sequence
         images.append(batch)
     images = np.concatenate(images)
-    few = jax.tree.map(lambda x: jnp.asarray(x[:4]), first)
-    stages = sampling.decode_stages(model.tokenizer, model.tokenizer_variables, few)
-    strips = visualize.strips(
-        visualize.to_uint8(stages), np.asarray(few.structure), model.tokenizer.grid
-    )
+    few = jax.tree.map(lambda x: x[:4], first)
+    strips = visualize.sequence_strips(model.tokenizer, model.tokenizer_variables, few)
     if jax.process_index() > 0:
         return
     directory = output_directory(workdir, "samples")

@@ -15,7 +15,7 @@ from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.sampling import Given, nothing_given
+from nvg_jax.sampling import Given, given_structure
 from nvg_jax.training.tokenizer_task import tokenize
 
 log = logging.getLogger(__name__)
@@ -85,8 +85,7 @@ def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
         stages,
         ", ".join(f"{share:.0%}" for share in shares),
     )
-    nothing = nothing_given(1, len(structure))
-    return Given(nothing.sequence._replace(structure=structure[None]), stages, 0)
+    return given_structure(structure[None], stages)
 
 
 def _num_stages(sequence: GranularitySequence) -> int:

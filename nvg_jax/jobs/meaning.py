@@ -19,7 +19,7 @@ from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.generation import generate, sampling_settings
 from nvg_jax.jobs.model import Model, Variables, output_directory
 from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.sampling import Given, nothing_given
+from nvg_jax.sampling import given_structure
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +70,9 @@ def guided_iou(config: ConfigDict, model: Model, workdir: str, mesh: Mesh) -> di
     of_masks = np.stack(
         [control.structure_from_map(mask.astype(int), grid, stages) for mask in scenes.masks]
     )
-    no_tokens = nothing_given(*scenes.sequence.structure.shape).sequence.tokens
     guides = {
-        "": Given(GranularitySequence(of_masks, no_tokens), stages, 0),
-        "_image": Given(scenes.sequence, stages, 0),
+        "": given_structure(of_masks, stages),
+        "_image": given_structure(scenes.sequence.structure, stages),
         "_free": None,
     }
     pictures = {"_reconstruction": scenes.reconstructions}

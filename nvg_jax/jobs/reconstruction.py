@@ -93,8 +93,10 @@ def reconstruction_metrics(
         counts += np.asarray(of_batch)
         for accumulator, pool in zip(accumulators, pools, strict=False):
             accumulator.add(pool)
-    values = jax.tree.map(lambda *parts: np.concatenate(parts), *measured)
-    results: dict[str, Any] = {name: float(x.mean(dtype=np.float64)) for name, x in values.items()}
+    results: dict[str, Any] = {}
+    for name in (name for name in METRICS if name in measured[0]):
+        values = np.concatenate([by_image[name] for by_image in measured])
+        results[name] = float(values.mean(dtype=np.float64))
     if "rfid" in metrics:
         results["rfid"] = frechet_distance(*(x.statistics() for x in accumulators))
     if "codebook_usage" in metrics:

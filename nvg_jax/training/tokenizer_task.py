@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import granularity, sampling, visualize
+from nvg_jax import granularity, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.frozen.lpips import check_size
@@ -151,13 +151,7 @@ def reconstruction_strips(
 ) -> np.ndarray:
     """Coarse-to-fine strips of images, each with its original, as one uint8 picture."""
     sequence, _ = tokenize(tokenizer, variables, images)
-    stages = sampling.decode_stages(tokenizer, variables, sequence)
-    return visualize.strips(
-        visualize.to_uint8(stages),
-        np.asarray(sequence.structure),
-        tokenizer.grid,
-        originals=visualize.to_uint8(images),
-    )
+    return visualize.sequence_strips(tokenizer, variables, sequence, images)
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
