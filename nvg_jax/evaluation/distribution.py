@@ -1,12 +1,13 @@
 """How near generated images come to real ones, measured on a network's features, in float64."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float64
 from scipy import linalg, special
+from tqdm import tqdm
 
 from nvg_jax.errors import UserError
 
@@ -147,7 +148,8 @@ def precision_recall(
     sample_radii = _neighbour_distances(samples, neighbours)
     inside_real = np.zeros(len(samples), bool)
     inside_samples = np.zeros(len(real), bool)
-    for rows, columns in itertools.product(_blocks(len(real)), _blocks(len(samples))):
+    pairs = list(itertools.product(_blocks(len(real)), _blocks(len(samples))))
+    for rows, columns in _with_progress(pairs):
         distances = _squared_distances(real[rows], samples[columns])
         inside_real[columns] |= np.any(distances <= real_radii[rows, None], axis=0)
         inside_samples[rows] |= np.any(distances <= sample_radii[columns], axis=1)
@@ -164,7 +166,8 @@ def _neighbour_distances(
         candidates = np.concatenate([nearest[rows], distances], axis=1)
         nearest[rows] = np.partition(candidates, neighbours - 1, axis=1)[:, :neighbours]
 
-    for rows, others in itertools.combinations_with_replacement(_blocks(len(features)), 2):
+    pairs = list(itertools.combinations_with_replacement(_blocks(len(features)), 2))
+    for rows, others in _with_progress(pairs):
         distances = _squared_distances(features[rows], features[others])
         if rows == others:
             np.fill_diagonal(distances, np.inf)
@@ -184,6 +187,11 @@ def _squared_distances(
     # Copies of one image lie on a manifold of radius 0, where the difference would decide by luck.
     distances[distances < _ROUNDING * norms] = 0
     return distances
+
+
+def _with_progress(pairs: list[tuple[slice, slice]]) -> Iterable[tuple[slice, slice]]:
+    """Shows a progress bar if it takes long."""
+    return tqdm(pairs, "precision and recall", unit="block", disable=None, delay=5)
 
 
 def _blocks(count: int) -> Iterator[slice]:

@@ -47,14 +47,19 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     of_samples = wanted & sample_metrics.METRICS.keys()
     path = config.evaluation.samples
     samples = sample_metrics.given_samples(config) if path else None
-    sample_metrics.check_number(config, of_samples, samples)
+    # Mistakes are found before anything is measured.
+    sample_metrics.check(config, of_samples, samples)
+    real = sample_metrics.given_reference(config, of_samples) if of_samples else None
+    meaning.check(config, wanted)
+    if "variation" in wanted:
+        variation.check(config)
     mesh = sharding.create_mesh()
     results: dict[str, Any] = {}
     with jax.set_mesh(mesh):
         tokenizer = build_tokenizer(config)
         variables = load_tokenizer(config, workdir, tokenizer)
         if wanted.intersection(_OF_THE_GENERATOR if not path else {"guided_iou", "variation"}):
-            requested_classes(config, 1)  # A mistake there is found before all else is measured.
+            requested_classes(config, 1)
             generator = build_generator(config)
             learned = load_generator(config, workdir, generator)
             model = Model(tokenizer, variables, generator, learned)
@@ -68,9 +73,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         if "structure_miou" in wanted:
             results |= meaning.structure_miou(config, tokenizer, variables, mesh)
         if of_samples:
-            images, class_ids = samples or sample_metrics.generated_samples(config, model)
+            images, class_ids = samples or sample_metrics.generated_samples(config, model, workdir)
             results |= sample_metrics.sample_metrics(
-                config, workdir, wanted, images, class_ids, network, mesh
+                config, workdir, wanted, images, class_ids, real, network, mesh
             )
         if "guided_iou" in wanted:
             results |= meaning.guided_iou(config, model, workdir, mesh)

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -96,8 +98,7 @@ def generate(
 def sample(config: ConfigDict, workdir: str) -> None:
     """Writes `samples/`: `samples.npz`, a grid of samples and the strips of a few, as PNG.
 
-    `samples.npz` has the format of the ADM evaluation suite: `arr_0` uint8 [N, H, W, 3], `arr_1`
-    the labels [N]. Where `config.control` gives the first stages, their maps are in `given.png`.
+    Where `config.control` gives the first stages, their maps are in `given.png`.
     """
     class_ids = requested_classes(config, config.sampling.num_samples)
     model = load_model(config, workdir)
@@ -114,8 +115,7 @@ def sample(config: ConfigDict, workdir: str) -> None:
     if jax.process_index() > 0:
         return
     directory = output_directory(workdir, "samples")
-    with (directory / "samples.npz").open("wb") as file:
-        np.savez(file, images, class_ids)
+    save_samples(directory / "samples.npz", images, class_ids)
     visualize.save_png(directory / "grid.png", visualize.grid(images[:100]))
     visualize.save_png(directory / "strips.png", strips)
     log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), directory)
@@ -125,3 +125,11 @@ def sample(config: ConfigDict, workdir: str) -> None:
         )
         visualize.save_png(directory / "given.png", maps)
         log.info("wrote the given structure: %s/given.png", directory)
+
+
+def save_samples(
+    path: epath.Path, images: UInt8[np.ndarray, "N H W 3"], class_ids: Int[np.ndarray, "N"]
+) -> None:
+    """Writes samples in the format of the ADM evaluation suite: images `arr_0`, labels `arr_1`."""
+    with path.open("wb") as file:
+        np.savez(file, images, class_ids)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Set
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 
 from nvg_jax import control, granularity, visualize
-from nvg_jax.data import shapes
+from nvg_jax.data import pipeline, shapes
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features, segmentation
 from nvg_jax.granularity import GranularitySequence
@@ -26,6 +27,17 @@ log = logging.getLogger(__name__)
 METRICS = ("structure_miou", "guided_iou")
 
 
+def check(config: ConfigDict, metrics: Set[str]) -> None:
+    """UserError if the dataset has no masks, or for guided_iou objects of no known colour."""
+    if "guided_iou" in metrics and config.data.dataset != "shapes":
+        raise UserError(
+            "guided_iou tells objects by the colours of the dataset shapes: take it out of "
+            f"config.evaluation.metrics for {config.data.dataset}"
+        )
+    if metrics.intersection(METRICS):
+        pipeline.evaluation_batches(config.data, config.data.eval_split, 1, masks=True)
+
+
 def structure_miou(
     config: ConfigDict, tokenizer: Tokenizer, variables: Variables, mesh: Mesh
 ) -> dict[str, list[float]]:
@@ -33,7 +45,7 @@ def structure_miou(
 
     structure_miou: mean IoU between the clusters of a stage, in their best assignment to object and
     background, and the mask. structure_miou_random: that of random structures, which is chance.
-    Raises UserError if the dataset has no masks, or such of several objects.
+    UserError if the masks are of several objects.
     """
     scenes = _reconstructed_split(config, tokenizer, variables, mesh)
     structure = np.asarray(scenes.sequence.structure)
@@ -55,15 +67,8 @@ def guided_iou(config: ConfigDict, model: Model, workdir: str, mesh: Mesh) -> di
     is what the tokenizer allows. All for the first `config.evaluation.guided.num_samples` scenes of
     the evaluation split and their classes; some are shown in `evaluation/guided.png`.
 
-    Raises:
-      UserError: the dataset is not `shapes`, whose objects are known by their colours, or there are
-        no so many stages.
+    UserError if there are no so many stages.
     """
-    if config.data.dataset != "shapes":
-        raise UserError(
-            "guided_iou tells objects by the colours of the dataset shapes: take it out of "
-            f"config.evaluation.metrics for {config.data.dataset}"
-        )
     scenes = _reconstructed_split(config, model.tokenizer, model.tokenizer_variables, mesh)
     scenes = jax.tree.map(lambda x: x[: config.evaluation.guided.num_samples], scenes)
     stages, grid = config.evaluation.guided.stages, model.tokenizer.grid

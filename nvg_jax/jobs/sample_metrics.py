@@ -6,6 +6,7 @@ import logging
 from collections.abc import Set
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
@@ -25,8 +26,13 @@ from nvg_jax.evaluation.distribution import (
 )
 from nvg_jax.evaluation.reference import Reference
 from nvg_jax.frozen.weights import Frozen
-from nvg_jax.jobs.generation import generate, requested_classes, sampling_settings
-from nvg_jax.jobs.model import Model
+from nvg_jax.jobs.generation import (
+    generate,
+    requested_classes,
+    sampling_settings,
+    save_samples,
+)
+from nvg_jax.jobs.model import Model, output_directory
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +52,8 @@ OF_FEATURES = {"fid", "sfid", "inception_score", "precision_recall", "classifier
 _OF_CLASSES = {"classifier_agreement", "class_agreement", "diversity"}
 
 
-def check_number(config: ConfigDict, metrics: Set[str], samples: Samples | None) -> None:
-    """UserError if there are fewer samples than a metric needs, in `samples` or to be generated."""
+def check(config: ConfigDict, metrics: Set[str], samples: Samples | None) -> None:
+    """UserError if a metric needs more samples, in `samples` or to be generated, or classes."""
     count = len(samples[0]) if samples else config.evaluation.num_samples
     for name in sorted(metrics):
         if count < METRICS[name]:
@@ -55,15 +61,28 @@ def check_number(config: ConfigDict, metrics: Set[str], samples: Samples | None)
                 f"{name} needs at least {METRICS[name]} samples and there are {count}: use more, "
                 "or take it out of config.evaluation.metrics"
             )
+    of_classes = ", ".join(sorted(metrics & _OF_CLASSES))
+    if of_classes and samples and samples[1] is None:
+        raise UserError(
+            f"{config.evaluation.samples} has no classes (arr_1), which {of_classes} need"
+        )
 
 
-def generated_samples(config: ConfigDict, model: Model) -> Samples:
-    """`config.evaluation.num_samples` new samples, of all requested classes in turn."""
+def generated_samples(config: ConfigDict, model: Model, workdir: str) -> Samples:
+    """`config.evaluation.num_samples` new samples, of all requested classes in turn.
+
+    They are kept in `evaluation/samples.npz`, in the format of the ADM evaluation suite.
+    """
     class_ids = requested_classes(config, config.evaluation.num_samples)
     batches = generate(
         model, sampling_settings(config), class_ids, config.sampling.batch_size, config.seed + 1
     )
-    return np.concatenate([images for _, images in batches]), class_ids
+    images = np.concatenate([images for _, images in batches])
+    if jax.process_index() == 0:
+        path = output_directory(workdir, "evaluation") / "samples.npz"
+        save_samples(path, images, class_ids)
+        log.info("wrote the samples that are measured: %s", path)
+    return images, class_ids
 
 
 def given_samples(config: ConfigDict) -> Samples:
@@ -87,33 +106,27 @@ def sample_metrics(
     metrics: Set[str],
     images: UInt8[np.ndarray, "N H W 3"],
     class_ids: Int[np.ndarray, "N"] | None,
+    real: Reference | None,
     network: Frozen | None,
     mesh: Mesh,
 ) -> dict[str, Any]:
     """The `metrics`, of METRICS, of samples against real images.
 
     fid, sfid, inception_score (with its standard deviation over parts of 5,000), precision and
-    recall: as the ADM evaluation suite defines them, over the network's features, against
-    `config.evaluation.reference` or else the training split. classifier_agreement: share of the
-    samples that the network assigns to the requested class; classifier_accuracy: of the images of
-    the evaluation split. class_agreement: that of a support vector machine on pixels; diversity:
-    mean distance between samples of a class relative to real images.
-
-    Raises:
-      UserError: samples of unknown class for a metric of classes, or a reference that does not
-        fit.
+    recall: as the ADM evaluation suite defines them, over the network's features, against `real`,
+    or without it the training split. classifier_agreement: share of the samples that the network
+    assigns to the requested class; classifier_accuracy: of the images of the evaluation split.
+    class_agreement: that of a support vector machine on pixels; diversity: mean distance between
+    samples of a class relative to real images.
     """
-    if class_ids is None and metrics & _OF_CLASSES:
-        raise UserError(
-            f"{config.evaluation.samples} has no classes (arr_1), which "
-            f"{', '.join(sorted(metrics & _OF_CLASSES))} need"
-        )
     results: dict[str, Any] = {}
     if metrics & OF_FEATURES:
         batches = _batches(config, images, mesh, "features of samples")
         seen = features.concatenate(features.extract(network, batches))
     if metrics & {"fid", "sfid", "precision_recall"}:
-        real = _reference(config, workdir, metrics, network, mesh)
+        real = real or _reference_of_split(config, workdir, network, mesh)
+        if real.pool is None:
+            real = _with_statistics(config, real, network, mesh)
     if "fid" in metrics:
         results["fid"] = frechet_distance(statistics(seen.pool), real.pool)
     if "sfid" in metrics:
@@ -133,22 +146,27 @@ def sample_metrics(
     return results
 
 
-def _reference(
-    config: ConfigDict, workdir: str, metrics: Set[str], network: Frozen, mesh: Mesh
-) -> Reference:
-    """The reference that the config names, or else that of the training split, made once."""
-    path, data = config.evaluation.reference, config.data
-    if path:
-        real = reference.load(path)
-        if real.images is not None:
-            _check_size(real.images, data.image_size, path)
-            if real.pool is None:
-                real = _with_statistics(config, real, network, mesh)
-        if "sfid" in metrics and real.spatial is None:
-            raise UserError(f"{path} has no statistics for sfid (mu_s, sigma_s)")
-        if "precision_recall" in metrics and real.images is None:
-            raise UserError(f"{path} has no images (arr_0), which precision_recall needs")
-        return real
+def given_reference(config: ConfigDict, metrics: Set[str]) -> Reference | None:
+    """What `config.evaluation.reference` names, if anything.
+
+    UserError if it has not what the metrics need, or images of another size.
+    """
+    path = config.evaluation.reference
+    if not path:
+        return None
+    real = reference.load(path)
+    if real.images is not None:
+        _check_size(real.images, config.data.image_size, path)
+    elif "precision_recall" in metrics:
+        raise UserError(f"{path} has no images (arr_0), which precision_recall needs")
+    if "sfid" in metrics and real.spatial is None and real.pool is not None:
+        raise UserError(f"{path} has no statistics for sfid (mu_s, sigma_s)")
+    return real
+
+
+def _reference_of_split(config: ConfigDict, workdir: str, network: Frozen, mesh: Mesh) -> Reference:
+    """The reference of the training split, made once and kept in the workdir."""
+    data = config.data
     source = (
         f"{data.dataset} {data.train_split}, {data.image_size} pixels resized by "
         f"{data.resize_ratio}, {config.evaluation.features} {fingerprint(network.variables)}"

@@ -34,21 +34,16 @@ METRICS = ("variation",)
 Distances = Callable[[UInt8[np.ndarray, "R N H W 3"]], Float[np.ndarray, "R"]]
 
 
-def variation(
-    config: ConfigDict, model: Model, network: Frozen | None, workdir: str, mesh: Mesh
-) -> dict[str, list[float]]:
-    """Mean distance between samples that share their first j stages with a reference, j = 0..K.
-
-    variation_structure: only the structure of the stages is given; variation_both: structure and
-    content. The references are images of the evaluation split, the samples of their class; the
-    distance is `config.evaluation.variation.distance`: 'lpips', or 'features', the Euclidean
-    distance of the network's pool features. A plot goes to `evaluation/variation.png`.
-
-    Raises:
-      UserError: another distance, an evaluation split with fewer images than references, or fewer
-        than two samples of each.
-    """
+def check(config: ConfigDict) -> None:
+    """UserError for an unknown distance, too few samples, or fewer images than references."""
     settings = config.evaluation.variation
+    if settings.distance not in ("lpips", "features"):
+        raise UserError(
+            f"config.evaluation.variation.distance={settings.distance} is neither 'lpips' nor "
+            "'features'"
+        )
+    if settings.distance == "lpips":
+        check_size(config.data.image_size, "set config.evaluation.variation.distance to 'features'")
     if settings.num_samples < 2:
         raise UserError(
             f"config.evaluation.variation.num_samples={settings.num_samples}: distances need at "
@@ -60,6 +55,19 @@ def variation(
             f"config.evaluation.variation.num_references={settings.num_references}, but split "
             f"{config.data.eval_split!r} has {count} images"
         )
+
+
+def variation(
+    config: ConfigDict, model: Model, network: Frozen | None, workdir: str, mesh: Mesh
+) -> dict[str, list[float]]:
+    """Mean distance between samples that share their first j stages with a reference, j = 0..K.
+
+    variation_structure: only the structure of the stages is given; variation_both: structure and
+    content. The references are images of the evaluation split, the samples of their class; the
+    distance is `config.evaluation.variation.distance`: 'lpips', or 'features', the Euclidean
+    distance of the network's pool features. A plot goes to `evaluation/variation.png`.
+    """
+    settings = config.evaluation.variation
     distance = _distance(config, network, mesh)
     batches = pipeline.evaluation_batches(
         config.data, config.data.eval_split, settings.num_references
@@ -105,11 +113,6 @@ def _distance(config: ConfigDict, network: Frozen | None, mesh: Mesh) -> Distanc
             return np.linalg.norm(pool[:, first] - pool[:, second], axis=-1).mean(axis=1)
 
         return of_features
-    if name != "lpips":
-        raise UserError(
-            f"config.evaluation.variation.distance={name} is neither 'lpips' nor 'features'"
-        )
-    check_size(config.data.image_size, "set config.evaluation.variation.distance to 'features'")
     lpips = frozen_network(config, "lpips")
     compare = jax.jit(lpips.module.apply)
 

@@ -35,8 +35,10 @@ def test_evaluation_reports_and_stores_its_numbers(trained, capsys):
     plot = np.asarray(Image.open(epath.Path(workdir, "evaluation", "variation.png")))
     assert plot.std() > 10 and (plot[:, :5] == 255).all()
 
-    config.evaluation.metrics = ("fid", "rfid", "precision_recall")
-    again = jobs.evaluate(config, workdir)  # With the classifier and reference that are there.
+    # With the classifier, the reference and the samples that are there now.
+    config.evaluation.metrics = ("fid", "rfid")
+    config.evaluation.samples = f"{workdir}/evaluation/samples.npz"
+    again = jobs.evaluate(config, workdir)
     assert {name: again[name] for name in ("fid", "rfid")} == {
         name: results[name] for name in ("fid", "rfid")
     }
