@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from nvg_jax.errors import UserError
@@ -41,3 +42,8 @@ def place_batch(batch: Any, mesh: Mesh) -> Any:
     """Joins the processes' shares, trees of NumPy arrays, to global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+def place_copies(tree: Any, sharding: NamedSharding) -> Any:
+    """Makes global arrays of a tree of arrays that every process holds as a whole."""
+    return jax.device_put(jax.tree.map(np.asarray, tree), sharding)

@@ -8,8 +8,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from einops import rearrange, repeat
 from etils import epath
@@ -101,7 +99,6 @@ def sequence_strips(
     originals: Float[Array | np.ndarray, "N H W 3"] | None = None,
 ) -> Picture:
     """The strips of sequences, decoded; `originals` are in [-1, 1]."""
-    sequence = jax.tree.map(jnp.asarray, sequence)
     return strips(
         to_uint8(sampling.decode_stages(tokenizer, variables, sequence)),
         np.asarray(sequence.structure),

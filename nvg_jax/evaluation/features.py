@@ -72,7 +72,7 @@ def of_images(
         for start in starts:
             index = np.arange(start, start + size)
             batch = images[index % len(images)].astype(np.float32) / 127.5 - 1
-            yield jax.device_put({"image": batch, "mask": index < len(images)}, placement)
+            yield sharding.place_copies({"image": batch, "mask": index < len(images)}, placement)
 
     return Batches(len(images), len(starts), description, placed())
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
-from jaxtyping import Int, UInt8
+from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -26,7 +26,11 @@ log = logging.getLogger(__name__)
 def sampling_settings(config: ConfigDict) -> sampling.Settings:
     """The part of `config.sampling` that the stage loop needs."""
     names = [field.name for field in dataclasses.fields(sampling.Settings)]
-    return sampling.Settings(**{name: config.sampling[name] for name in names})
+    values = {name: config.sampling[name] for name in names}
+    # A config that was read from JSON has lists.
+    return sampling.Settings(
+        **{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
+    )
 
 
 def requested_classes(config: ConfigDict, num_samples: int) -> np.ndarray:
@@ -65,15 +69,16 @@ def generate(
     padded = np.arange(math.ceil(count / batch_size) * batch_size) % count
     placement = sharding.batch_sharding(mesh)
     given = given or sampling.nothing_given(1, model.generator.num_positions)
-    base_key = jax.random.key(seed)
     disable = True if quiet else None
     with tqdm(total=count, desc="samples", unit="image", disable=disable) as progress:
         for start in range(0, count, batch_size):
             rows = padded[start : start + batch_size]
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(base_key, rows)
             kept = jax.tree.map(
                 lambda x, rows=rows: np.broadcast_to(x, (count, *x.shape[1:]))[rows],
                 given.sequence,
+            )
+            placed_rows, placed_ids, kept = sharding.place_copies(
+                (rows, class_ids[rows], kept), placement
             )
             sequence = sampling.sample(
                 model.tokenizer,
@@ -81,9 +86,9 @@ def generate(
                 settings,
                 model.tokenizer_variables,
                 model.generator_variables,
-                jax.device_put(class_ids[rows], placement),
-                jax.device_put(keys, placement),
-                given=given._replace(sequence=jax.device_put(kept, placement)),
+                placed_ids,
+                _keys(seed, placed_rows),
+                given=given._replace(sequence=kept),
             )
             images = sampling.decode(model.tokenizer, model.tokenizer_variables, sequence)
             real = min(batch_size, count - start)
@@ -93,6 +98,12 @@ def generate(
             )
             progress.update(real)
             yield sequence, visualize.to_uint8(images)
+
+
+@jax.jit
+def _keys(seed: int | Int[Array, ""], rows: Int[Array, "B"]) -> Key[Array, "B"]:
+    """The key of each sample, which depends on its number."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
 
 
 def sample(config: ConfigDict, workdir: str) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import math
 
-import jax.numpy as jnp
+import jax
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from nvg_jax import control, granularity
+from nvg_jax import control, granularity, sharding, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
+from nvg_jax.evaluation import features
 from nvg_jax.granularity import GranularitySequence
+from nvg_jax.jobs.model import Variables
 from nvg_jax.models.tokenizer import Tokenizer
 from nvg_jax.sampling import Given, given_structure
 from nvg_jax.training.tokenizer_task import tokenize
@@ -21,7 +24,7 @@ from nvg_jax.training.tokenizer_task import tokenize
 log = logging.getLogger(__name__)
 
 
-def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables) -> Given | None:
+def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables: Variables) -> Given | None:
     """What `config.control` gives of every sample, as one sequence; None if it gives nothing.
 
     Raises:
@@ -42,10 +45,24 @@ def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables) -> Given |
     return None
 
 
-def reference_sequence(config: ConfigDict, tokenizer: Tokenizer, variables) -> GranularitySequence:
+def reference_sequence(
+    config: ConfigDict, tokenizer: Tokenizer, variables: Variables
+) -> GranularitySequence:
     """The sequence of the reference image, a batch of one."""
-    image = reference_image(config)[None]
-    return tokenize(tokenizer, variables, jnp.asarray(image))[0]
+    image = visualize.to_uint8(reference_image(config))
+    return sequences_of(image[None], tokenizer, variables)
+
+
+def sequences_of(
+    images: UInt8[np.ndarray, "N H W 3"], tokenizer: Tokenizer, variables: Variables
+) -> GranularitySequence:
+    """The sequences of images that every process holds, as NumPy arrays."""
+    mesh = sharding.create_mesh()
+    parts = [
+        features.gather(tokenize(tokenizer, variables, batch["image"])[0], batch["mask"])
+        for batch in features.of_images(images, mesh, math.ceil(len(images) / mesh.size))
+    ]
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
 def reference_image(config: ConfigDict) -> Float[np.ndarray, "H W 3"]:

@@ -71,7 +71,7 @@ def frozen_network(config: ConfigDict, name: str) -> Frozen:
 
 def on_all_devices(network: Frozen) -> Frozen:
     placement = sharding.replicated(sharding.create_mesh())
-    return network._replace(variables=jax.device_put(network.variables, placement))
+    return network._replace(variables=sharding.place_copies(network.variables, placement))
 
 
 def export(config: ConfigDict, workdir: str) -> None:

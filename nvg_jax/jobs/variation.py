@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
@@ -24,9 +23,9 @@ from nvg_jax.evaluation import features
 from nvg_jax.frozen.lpips import check_size
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.jobs.generation import generate, sampling_settings
+from nvg_jax.jobs.given import sequences_of
 from nvg_jax.jobs.model import Model, frozen_network, output_directory
 from nvg_jax.sampling import Given
-from nvg_jax.training.tokenizer_task import tokenize
 
 log = logging.getLogger(__name__)
 
@@ -73,9 +72,8 @@ def variation(
         config.data, config.data.eval_split, settings.num_references
     )
     batch = next(iter(batches))
-    references, _ = tokenize(
-        model.tokenizer, model.tokenizer_variables, jnp.asarray(batch["image"])
-    )
+    images = visualize.to_uint8(batch["image"])
+    references = sequences_of(images, model.tokenizer, model.tokenizer_variables)
     copies = jax.tree.map(lambda x: np.repeat(x, settings.num_samples, axis=0), references)
     class_ids = np.repeat(batch["label"], settings.num_samples)
     results = {"variation_structure": [], "variation_both": []}
