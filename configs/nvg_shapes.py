@@ -57,9 +57,11 @@ def get_config():
     sampling = config.sampling
     sampling.num_samples = 128
     sampling.batch_size = 64
+    sampling.structure_guidance = (1.0, 4.0)
+    sampling.temperature = 0.7
     evaluation = config.evaluation
     evaluation.features = "classifier"
-    evaluation.classifier.epochs = 4.0
+    evaluation.classifier.epochs = 12.0
     evaluation.metrics = (
         "psnr",
         "ssim",
@@ -74,6 +76,9 @@ def get_config():
         "guided_iou",
         "variation",
     )
-    evaluation.num_samples = 512
+    evaluation.num_samples = 320  # 20 of each class.
     evaluation.variation.distance = "features"
+    evaluation.variation.num_references = 16
+    evaluation.variation.num_samples = 3
+    evaluation.guided.num_samples = 160
     return config

@@ -46,7 +46,8 @@ class SmallClassifier(nn.Module):
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"]) -> ImageFeatures:
         """The features of images in [-1, 1]; `pool` is of the network's width."""
-        x = self._layer(images, self.width // 2, 1)
+        # Large images are mostly looked at in half their size.
+        x = self._layer(images, self.width // 2, 1 if self.image_size <= 32 else 2)
         while x.shape[1] > _SMALLEST_MAP:
             x = self._layer(x, self.width, 2)
         x = self._layer(x, self.width, 1)
