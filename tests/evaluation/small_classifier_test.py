@@ -10,11 +10,11 @@ from nvg_jax.evaluation.small_classifier import SmallClassifier, train_classifie
 
 def test_learns_the_digits_and_the_same_for_the_same_seed(tiny_config):
     settings = tiny_config.evaluation.classifier
-    settings.epochs = 6.0
+    settings.epochs = 3.0
     network = train_classifier(tiny_config.data, settings, seed=0)
     batch = next(iter(pipeline.evaluation_batches(tiny_config.data, "test", 360)))
     seen = jax.jit(network.module.apply)(network.variables, batch["image"])
-    assert np.mean(seen.logits.argmax(axis=1) == batch["label"]) > 0.9
+    assert np.mean(seen.logits.argmax(axis=1) == batch["label"]) > 0.8
     assert seen.pool.shape == (360, 64) and seen.spatial.shape == (360, 4 * 4 * 7)
 
     settings.epochs = 0.1
