@@ -127,15 +127,17 @@ def _feature_network(config: ConfigDict, workdir: str) -> Frozen:
             f"config.evaluation.features={config.evaluation.features} is neither 'inception' nor "
             "'classifier'"
         )
-    data = config.data
+    data, settings = config.data, config.evaluation.classifier
     module = SmallClassifier(data.image_size, data.num_classes)
-    architecture = f"{data.dataset} {data.train_split}, {module.architecture}"
+    architecture = (
+        f"{settings.epochs} epochs of {data.dataset} {data.train_split}, {module.architecture}"
+    )
     path = epath.Path(workdir) / "classifier"
     if path.exists():
         abstract = jax.eval_shape(module.init, jax.random.key(0), module.example())
         variables = checkpoint.load_weights(path, abstract, architecture)
         return on_all_devices(Frozen(module, variables))
-    network = on_all_devices(train_classifier(data, config.evaluation.classifier, config.seed))
+    network = on_all_devices(train_classifier(data, settings, config.seed))
     checkpoint.save_weights(path, network.variables, architecture)
     log.info("wrote the classifier whose features are compared: %s", path)
     return network
