@@ -62,6 +62,7 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
     np.testing.assert_allclose(scales[1:], expected, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_training_starts_from_given_weights(trained, tmp_path):
     config, workdir = trained
     if not epath.Path(workdir, "export").exists():

@@ -109,6 +109,7 @@ def test_tokenized_images_give_the_same_loss(make_task, batch, tokenizer_variabl
         np.testing.assert_allclose(cached[name], value, rtol=1e-5, err_msg=name)
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_same_gradient(make_task, batch):
     after = []
     for microbatches in (1, 4):

@@ -122,6 +122,7 @@ def large_batch():
     return {"image": jax.random.uniform(jax.random.key(0), (4, 16, 16, 3), minval=-1.0)}
 
 
+@pytest.mark.slow
 def test_both_sides_learn_in_one_step(make_full_task, large_batch):
     task = make_full_task()
     state = fresh_state(task)
@@ -149,6 +150,7 @@ def test_both_sides_learn_in_one_step(make_full_task, large_batch):
     assert "discriminator" not in state.ema["params"]
 
 
+@pytest.mark.slow
 def test_microbatches_give_the_same_gradient(make_full_task, large_batch):
     """Without the discriminator, whose batch norm sees its micro-batch alone, for one."""
     states = []
