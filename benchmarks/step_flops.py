@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from nvg_jax import cli, jobs
+from nvg_jax import cli, jobs, sharding
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.weights import NETWORKS, Frozen
 from nvg_jax.models.build import build_generator, build_tokenizer
@@ -37,7 +37,7 @@ def _generator_task(config: ConfigDict, repa_weight: float) -> GeneratorTask:
     return GeneratorTask(
         build_generator(config),
         tokenizer,
-        jax.eval_shape(tokenizer.init, jax.random.key(0), tokenizer.example()),
+        sharding.unnamed(jax.eval_shape(tokenizer.init, jax.random.key(0), tokenizer.example())),
         training,
         1000,
         jobs.sampling_settings(config),
@@ -49,6 +49,7 @@ def _count(task: Task, batch: dict[str, jax.ShapeDtypeStruct]) -> float:
     """Teraflops of a step, an image."""
     key = jax.random.key(0)
     state = jax.eval_shape(lambda key: task.init_state(task.init_variables(key), key), key)
+    state = sharding.unnamed(state)
     return task.count_flops(state, batch, key) / _BATCH_SIZE / 1e12
 
 

@@ -24,11 +24,10 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
-from nvg_jax import cli, jobs, sharding
+from nvg_jax import cli, hardware, jobs, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import load_network
 from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.training import flops
 from nvg_jax.training.generator_task import GeneratorTask
 from nvg_jax.training.loop import Task
 from nvg_jax.training.tokenizer_task import TokenizerTask
@@ -51,7 +50,7 @@ def tokenizer_versions(config: ConfigDict) -> dict[str, Task]:
 def generator_versions(config: ConfigDict) -> dict[str, Task]:
     """The generator's task as configured, and without what costs extra."""
     tokenizer = build_tokenizer(config)
-    variables = jax.jit(tokenizer.init)(jax.random.key(0), tokenizer.example())
+    variables = sharding.unnamed(jax.jit(tokenizer.init)(jax.random.key(0), tokenizer.example()))
 
     def task(repa_weight: float) -> GeneratorTask:
         training = config.generator.training.copy_and_resolve_references()
@@ -111,7 +110,7 @@ def measure(config: ConfigDict, versions: dict[str, Task], size: int, repeats: i
     baseline = min(next(iter(seconds.values())))
     for name, measured in seconds.items():
         best = min(measured)
-        peak = flops.peak()
+        peak = hardware.peak_flops()
         share = f"{counted[name] / best / peak:7.1%}" if peak else "  (unknown peak)"
         print(
             f"{size:6d}  {name:8}  {size / best:9.2f}  {counted[name] / best / 1e12:9.3f}  {share}"
@@ -123,8 +122,8 @@ def fresh_state(task: Task) -> Any:
     def create(key: jax.Array) -> Any:
         return task.init_state(task.init_variables(key), key)
 
-    placement = sharding.replicated(sharding.create_mesh())
-    return jax.jit(create, out_shardings=placement)(jax.random.key(0))
+    key = jax.random.key(0)
+    return sharding.make(create, sharding.abstract(create, sharding.create_mesh(), key), key)
 
 
 def peak_memory() -> str:

@@ -4,12 +4,12 @@ import ml_collections
 
 
 def get_config(
-    depth: int, epochs: int, decay_start: float, decay_to: float
+    depth: int, epochs: int, decay_start: float, decay_to: float, fsdp: int = 1
 ) -> ml_collections.ConfigDict:
     """The paper's model of a depth on ImageNet at 256 x 256.
 
     decay_start: fraction of training after which the learning rate falls linearly, to the
-    fraction `decay_to` of its peak.
+    fraction `decay_to` of its peak. fsdp: devices that share a copy of the training's state.
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -23,6 +23,11 @@ def get_config(
     data.image_size = 256
     data.resize_ratio = 1.125  # Shorter side before the crop, in units of image_size.
     data.num_workers = 16  # Reading processes per host; 0 reads in threads.
+
+    config.mesh = mesh = ml_collections.ConfigDict()  # Devices along each axis; -1: the rest.
+    mesh.data = -1  # Batches are split.
+    mesh.fsdp = fsdp  # Batches are split, and parameters with what the optimizer keeps of them.
+    mesh.tensor = 1  # The inner width of the blocks is split.
 
     config.token_cache = cache = ml_collections.ConfigDict()
     cache.directory = ""  # Tokenized images, read in place of images; empty: tokenize on the fly.
@@ -128,6 +133,12 @@ def get_config(
     control.content = False  # The reference gives its tokens as well as its structure.
     control.strict = False  # Refuse a map that is not balanced.
     control.num_samples = 4  # Rows in each half of the picture of the job `control`.
+
+    config.compile = compile = ml_collections.ConfigDict()
+    compile.topology = "v5e:16x16"  # Or v4:..., v5p:..., v6e:..., or 'local'.
+    compile.tasks = ("tokenizer", "generator")
+    compile.num_images = 1_281_167  # Of the training split, for the number of steps.
+    compile.largest_batch = True  # Look for it: compiles a few times.
 
     config.evaluation = evaluation = ml_collections.ConfigDict()
     evaluation.metrics = (

@@ -4,4 +4,4 @@ from configs import base
 
 
 def get_config():
-    return base.get_config(depth=24, epochs=350, decay_start=200 / 350, decay_to=0.01)
+    return base.get_config(depth=24, epochs=350, decay_start=200 / 350, decay_to=0.01, fsdp=8)

@@ -3,7 +3,7 @@
 A training's directory holds one directory a step, a weights directory is like one such step:
 
     <step>/state/    the arrays of the state (in a weights directory: weights/)
-    <step>/data/     where each process stands in the data
+    <step>/data/     the position in the data, which is that of all processes together
     <step>/seal      the architecture, and a CRC-32 of every file above
 
 Orbax writes a step under a temporary name and renames it when it is whole, so a step whose saving
@@ -11,12 +11,17 @@ was killed is never taken for a checkpoint. Changed bytes in an array's data, ho
 hands over as other numbers, and damaged metadata as exceptions of every kind. So the seal is
 compared with the files before Orbax reads anything: what does not agree with its seal is damaged,
 and an exception raised after that is never about damage.
+
+A save that fails, on a full disk or one that cannot be written, is said and cleared away, and the
+checkpoints before it stay. Directories may be in a bucket (`gs://`).
 """
 
+import contextlib
+import gc
 import json
-import zlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import logging
+import os
+import re
 from typing import Any
 
 import grain
@@ -24,15 +29,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging
+from absl import logging as absl_logging
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from nvg_jax import seal
 from nvg_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 PyTree = Any
 
-_SEAL = "seal"
+# What Orbax and TensorStore raise for files that cannot be written, and for a process that failed
+# or did not come.
+_SAVING_ERRORS = (OSError, ValueError, RuntimeError)
+
+# Where they also log them, with their tracebacks and several times.
+_LOGGERS = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
 
 
 class TrainCheckpointer:
@@ -41,13 +54,17 @@ class TrainCheckpointer:
     A context manager; leaving it waits for the save under way. Every process of a multi-host run
     makes one for the same directory and makes the same calls.
 
+    A save that fails changes nothing but the log: what it left is removed, so that it does not keep
+    a full disk full, and earlier checkpoints stay. With several processes it fails for all if it
+    fails for one; the others notice after the time that Orbax allows a save, 20 minutes.
+
     Args:
       directory: holds the checkpoints; it is made, and what a killed save left in it is removed.
       architecture: one line that tells the trained model from others.
       keep: number of checkpoints kept; at least 2, so that an older one is there to fall back on.
 
     Raises:
-      UserError: keep is below 2.
+      UserError: keep is below 2, or the directory cannot be made.
     """
 
     def __init__(self, directory: epath.PathLike, architecture: str, keep: int):
@@ -58,32 +75,93 @@ class TrainCheckpointer:
             )
         self._directory = _absolute(directory)
         self._architecture = architecture
+        self._keep = keep
         self._saving: int | None = None
+        self._refused: Exception | None = None  # What made a save fail before it was under way.
+        self._has_failed = False
         for path in self._directory.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
-            logging.warning(
+            log.warning(
                 "%s was not written to its end and is removed; the newest complete one is used.",
                 path,
             )
-        self._manager = ocp.CheckpointManager(
+        for logger in _LOGGERS:
+            logger.addFilter(_is_not_raised_as_well)
+        try:
+            self._manager = self._open(cleanup=True)
+        except OSError as error:
+            raise UserError(
+                f"no checkpoint can be written to {self._directory} ({_reason(error)}): name "
+                "another --workdir, or make room in this one"
+            ) from error
+
+    def _open(self, cleanup: bool) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestN(keep),
-                cleanup_tmp_directories=True,
+                preservation_policy=LatestN(self._keep),
+                cleanup_tmp_directories=cleanup,
                 # The steps' metadata is only about metrics, and a damaged one logs a traceback.
                 lightweight_initialize=True,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal_saved),
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._seal_saved,
+                    # Where one cannot be made, threads would wait for it and keep us from ending.
+                    create_directories_asynchronously=False,
+                ),
             ),
         )
 
     def __enter__(self) -> "TrainCheckpointer":
         return self
 
-    def __exit__(self, *exception) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # Other processes may know nothing of the exception, and would not answer.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def close(self) -> None:
-        """Waits for the save under way; raises what made it fail."""
+        """Waits for the save under way; warns if it failed."""
+        self._warn(self.wait())
         self._manager.close()
+        for logger in _LOGGERS:
+            logger.removeFilter(_is_not_raised_as_well)
+
+    def wait(self) -> str | None:
+        """Waits for the save under way. What is to be said if it failed: why, and what is left."""
+        if self._saving is None:
+            return None
+        reason = None
+        refused, self._refused = self._refused, None
+        try:
+            if refused:
+                raise refused
+            self._manager.wait_until_finished()
+        except _SAVING_ERRORS as error:
+            reason = _reason(error)
+        step, self._saving = self._saving, None
+        failed = bool(np.any(multihost_utils.process_allgather(np.array(reason is not None))))
+        if failed:
+            self._start_over(step)
+            latest = self._manager.latest_step()
+            left = "nothing is saved yet" if latest is None else f"step {latest} stays usable"
+            reason = reason or "another process failed"
+            self._has_failed = True
+            return f"saving step {step} failed ({reason}): {left} in {self._directory}"
+        if self._has_failed:
+            log.info("saving works again: step %d is in %s", step, self._directory)
+        self._has_failed = False
+        return None
+
+    def check(self) -> None:
+        """Warns if the save under way has failed, without waiting for it."""
+        if self._saving is None:
+            return
+        finished = not self._manager.is_saving_in_progress()
+        if np.all(multihost_utils.process_allgather(np.array(finished))):
+            self._warn(self.wait())
+
+    def _warn(self, problem: str | None) -> None:
+        if problem:
+            log.warning("%s; training goes on", problem)
 
     def latest_step(self) -> int | None:
         """The newest step saved, being saved or found in the directory; None without any."""
@@ -95,18 +173,21 @@ class TrainCheckpointer:
         """Starts saving `state` and the position of `data_iterator` as the checkpoint of `step`.
 
         Both are taken as they are now: on return the state may be donated and the iterator
-        advanced. Waits for an earlier save, and raises what made that one fail. A step that is
-        there already is not written again.
+        advanced. Waits for an earlier save, and warns if it failed. A step that is there already is
+        not written again.
         """
-        self._manager.wait_until_finished()
+        self._warn(self.wait())
         if step in self._manager.all_steps():
             return
         items = {"state": ocp.args.PyTreeSave(state)}
         if data_iterator is not None:
-            items["data"] = grain.checkpoint.CheckpointSave(data_iterator)
+            items["data"] = ocp.args.JsonSave(data_iterator.get_state())
         self._saving = step
-        # force: a step below the latest would be passed over without a word.
-        self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        try:
+            # force: a step below the latest would be passed over without a word.
+            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+        except _SAVING_ERRORS as error:
+            self._refused = error
 
     def restore(
         self, abstract_state: PyTree, data_iterator: grain.DatasetIterator | None = None
@@ -119,7 +200,7 @@ class TrainCheckpointer:
         Args:
           abstract_state: the state's pytree with jax.ShapeDtypeStruct leaves. A leaf is restored
             with this dtype onto this sharding; without a sharding, onto the default device.
-          data_iterator: is set to the saved position.
+          data_iterator: is set to the saved position, which any number of processes may have saved.
 
         Returns:
           The state and its step; None if the directory holds no checkpoint.
@@ -127,32 +208,47 @@ class TrainCheckpointer:
         Raises:
           UserError: the checkpoint is of another architecture or holds other arrays, or all of
             them are damaged.
-          ValueError: the checkpoint was saved without an iterator, or by another number of
-            processes.
         """
-        self._manager.wait_until_finished()
-        step, damaged = _newest_whole_step(self._directory, self._architecture)
+        self._warn(self.wait())
+        step, damaged = seal.newest_whole_step(self._directory, self._architecture)
         if step is None:
             return None
         path = self._directory / str(step)
         state = _read_arrays(path / "state", abstract_state)
         if data_iterator is not None:
-            grain.checkpoint.CheckpointHandler().restore(path / "data", item=data_iterator)
+            data_iterator.set_state(_read_position(path / "data"))
         self._set_aside(damaged)
         return state, step
 
     def _seal_saved(self) -> None:
         # Orbax calls this in its background thread, on the primary process, once all processes
-        # have written their files and before it renames the temporary directory. (On storage
-        # without renaming the directory has its final name from the start.)
-        name = str(self._saving)
-        temporary = name + ocp.path.step.TMP_DIR_SUFFIX
-        (path,) = (
+        # have written their files and before it renames the temporary directory.
+        (path,) = self._unfinished(self._saving)
+        seal.write(path, self._architecture)
+
+    def _unfinished(self, step: int) -> list[epath.Path]:
+        """The directory in which a step is being written, if there is one."""
+        temporary = f"{step}{ocp.path.step.TMP_DIR_SUFFIX}"
+        return [
             path
             for path in self._directory.iterdir()
-            if path.name == name or path.name.startswith(temporary)
-        )
-        _write_seal(path, self._architecture)
+            # On storage without renaming it has its final name from the start.
+            if path.name == str(step) or path.name.startswith(temporary)
+        ]
+
+    def _start_over(self, step: int) -> None:
+        """Removes what the failed save of a step left, on the disk and in Orbax."""
+        with contextlib.suppress(*_SAVING_ERRORS):  # One failure may raise several.
+            self._manager.close()
+        self._manager = self._open(cleanup=False)
+        gc.collect()  # Its errors are logged when they are collected: better now than later.
+        if jax.process_index() == 0 and step not in self._manager.all_steps():
+            try:
+                for path in self._unfinished(step):
+                    path.rmtree()
+            except OSError as error:
+                log.warning("the rest of step %d cannot be removed (%s)", step, _reason(error))
+        ocp.multihost.sync_global_processes("failed save removed")
 
     def _set_aside(self, steps: list[int]) -> None:
         # All processes have looked before one of them changes what the others see.
@@ -186,7 +282,7 @@ def restore_ema(
       UserError: there is no checkpoint, the newest is of another architecture, or all are damaged.
     """
     directory = _absolute(directory)
-    step, _ = _newest_whole_step(directory, architecture)
+    step, _ = seal.newest_whole_step(directory, architecture)
     if step is None:
         raise UserError(
             f"no checkpoint in {directory}: train first, with --job=train and this --workdir"
@@ -207,7 +303,7 @@ def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         checkpointer.save(directory / "weights", args=ocp.args.PyTreeSave(variables))
     if jax.process_index() == 0:
-        _write_seal(directory, architecture)
+        seal.write(directory, architecture)
     ocp.multihost.sync_global_processes("weights sealed")
 
 
@@ -225,109 +321,47 @@ def load_weights(
       UserError: this is no weights directory, or is damaged, or of another architecture.
     """
     directory = _absolute(directory)
-    if not (directory / _SEAL).exists() or not (directory / "weights").exists():
+    if not seal.is_sealed(directory) or not (directory / "weights").exists():
         raise UserError(
             f"{directory} is not a (completely written) weights directory: name one that "
             "--job=export or nvg_jax.interop.convert has made"
         )
     try:
-        _check(directory, architecture)
-    except _Damaged as damage:
+        seal.check(directory, architecture)
+    except seal.Damaged as damage:
         raise UserError(f"damaged weights: {damage}; make or copy {directory} anew") from None
     return _read_arrays(directory / "weights", abstract_variables)
 
 
-class _Damaged(Exception):
-    """The files of a checkpoint are not those that were written; says which."""
+def _is_not_raised_as_well(record: logging.LogRecord) -> bool:
+    """Whether a message is none of those that say with a traceback what Orbax raises as well."""
+    return record.levelno < logging.ERROR or not (
+        f"{os.sep}orbax{os.sep}" in record.pathname or "never retrieved" in record.getMessage()
+    )
+
+
+def _reason(error: Exception) -> str:
+    """An exception as few words: the operating system's, if it is about that."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # As TensorStore says it.
+        return os.strerror(int(code[1]))
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _read_position(directory: epath.Path) -> dict[str, Any]:
+    # Earlier versions wrote one file a process, with the same content.
+    (path,) = (
+        path
+        for path in directory.iterdir()
+        if path.name == "metadata" or path.name.startswith("process_0-")
+    )
+    return json.loads(path.read_text())
 
 
 def _absolute(directory: epath.PathLike) -> epath.Path:
     directory = epath.Path(directory).expanduser()
     return directory if directory.is_absolute() else directory.resolve()
-
-
-def _newest_whole_step(directory: epath.Path, architecture: str) -> tuple[int | None, list[int]]:
-    """The newest undamaged step, and the damaged ones newer than it; (None, []) without steps."""
-    found = ocp.path.step.standard_name_format().find_all(directory)
-    damages: dict[int, _Damaged] = {}
-    for step in sorted((metadata.step for metadata in found), reverse=True):
-        try:
-            _check(directory / str(step), architecture)
-        except _Damaged as damage:
-            damages[step] = damage
-            continue
-        for damaged_step, damage in damages.items():
-            logging.warning(
-                "The checkpoint of step %d is damaged (%s); using that of step %d instead.",
-                damaged_step, damage, step,
-            )  # fmt: skip
-        return step, list(damages)
-    if damages:
-        raise UserError(
-            f"every checkpoint in {directory} is damaged ("
-            + "; ".join(map(str, damages.values()))
-            + "): put a backup in its place, or remove the directory to start over"
-        )
-    return None, []
-
-
-def _files(directory: epath.Path) -> Iterator[epath.Path]:
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _files(path)
-        else:
-            yield path
-
-
-def _checksum(path: epath.Path) -> int | None:
-    """CRC-32 of a file; None if there is no such file."""
-    checksum = 0
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                checksum = zlib.crc32(block, checksum)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-        return None
-    return checksum
-
-
-def _checksums(paths: list[epath.Path]) -> list[int | None]:
-    with ThreadPoolExecutor() as pool:  # zlib and reading leave the interpreter to other threads
-        return list(pool.map(_checksum, paths))
-
-
-def _write_seal(directory: epath.Path, architecture: str) -> None:
-    """Seals the files in `directory`'s sub-directories: the only ones that are ever read."""
-    paths = [path for item in directory.iterdir() if item.is_dir() for path in _files(item)]
-    names = [path.relative_to(directory).as_posix() for path in paths]
-    files = dict(zip(names, _checksums(paths), strict=True))
-    content = {"architecture": architecture, "files": files}
-    body = json.dumps(content, indent=1).encode()
-    (directory / _SEAL).write_bytes(b"%08x\n" % zlib.crc32(body) + body)
-
-
-def _check(directory: epath.Path, architecture: str) -> None:
-    """Raises UserError for another architecture, _Damaged for files that are not as sealed."""
-    seal = directory / _SEAL
-    if not seal.is_file():
-        raise _Damaged(f"{seal} is missing")
-    checksum, _, body = seal.read_bytes().partition(b"\n")
-    if checksum != b"%08x" % zlib.crc32(body):
-        raise _Damaged(f"{seal} has changed since it was written")
-    content = json.loads(body)
-    if content["architecture"] != architecture:
-        raise UserError(
-            f"{directory} was made with {content['architecture']}, but this config is for "
-            f"{architecture}: use another --workdir, or the config it was made with"
-        )
-    paths = [directory / name for name in content["files"]]
-    for path, written, found in zip(
-        paths, content["files"].values(), _checksums(paths), strict=True
-    ):
-        if found is None:
-            raise _Damaged(f"{path} is missing")
-        if found != written:
-            raise _Damaged(f"{path} has changed since it was written")
 
 
 def _read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:

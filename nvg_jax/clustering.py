@@ -1,5 +1,7 @@
 """Structure from data: a latent's positions are paired greedily, level by level, into a tree."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -25,7 +27,8 @@ def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
     as the largest finite one, so the result is a valid structure for every latent.
 
     With a mesh set (`jax.set_mesh`) every device clusters the images of its own shard, split over
-    those of BATCH_AXES that the mesh has, and waits for no other.
+    those of BATCH_AXES that the mesh has, and waits for no other. A batch that they cannot share
+    equally is clustered by each as a whole.
 
     Returns:
       int32 leaf labels s_K, a permutation of 0..L-1 for each image. The labels of stage k are
@@ -34,14 +37,15 @@ def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
 
     Raises:
       UserError: L is not a power of two.
-      ValueError: with a mesh set, B is not a multiple of the number of shards.
     """
     granularity.last_stage(latent.shape[1])
     latent = jax.lax.stop_gradient(latent)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:  # manual: already inside a shard_map, on one device's images
         return _cluster(latent)
-    split = PartitionSpec(tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names))
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    split = PartitionSpec(axes) if latent.shape[0] % shards == 0 else PartitionSpec()
     # check_vma off: the loops' initial values are constants, which the check takes for replicated.
     return jax.shard_map(_cluster, in_specs=split, out_specs=split, check_vma=False)(latent)
 

@@ -13,7 +13,6 @@ from einops import reduce
 from etils import epath
 from jaxtyping import Float, Int
 from PIL import Image
-from scipy.ndimage import distance_transform_edt
 
 from nvg_jax import granularity
 from nvg_jax.errors import UserError
@@ -162,6 +161,9 @@ def _by_position(values: Float[np.ndarray, "H W"], grid: tuple[int, int]) -> Flo
 
 def _signed_distance(mask: np.ndarray) -> Float[np.ndarray, "H W"]:
     """Distance to the mask's boundary, positive inside."""
+    # Not at the top: it takes half a second, and few jobs need it.
+    from scipy.ndimage import distance_transform_edt
+
     return distance_transform_edt(mask) - distance_transform_edt(~mask)
 
 

@@ -14,7 +14,7 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from nvg_jax import granularity, sampling
+from nvg_jax import granularity, sampling, sharding
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.models.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ _TEXT_COLOUR = (70, 70, 70)
 
 def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
     """Values in [-1, 1] (clipped) to the nearest of 0..255: the inverse of `x / 127.5 - 1`."""
-    values = (np.asarray(images, np.float32) + 1) * 127.5
+    values = (sharding.on_host(images).astype(np.float32) + 1) * 127.5
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
 
 
@@ -101,7 +101,7 @@ def sequence_strips(
     """The strips of sequences, decoded; `originals` are in [-1, 1]."""
     return strips(
         to_uint8(sampling.decode_stages(tokenizer, variables, sequence)),
-        np.asarray(sequence.structure),
+        sharding.on_host(sequence.structure),
         tokenizer.grid,
         None if originals is None else to_uint8(originals),
     )

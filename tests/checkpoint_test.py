@@ -1,3 +1,4 @@
+import logging as std_logging
 import os
 import random
 import shutil
@@ -16,9 +17,12 @@ import numpy as np
 import optax
 import pytest
 from absl import logging
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from nvg_jax.checkpoint import TrainCheckpointer, load_weights, restore_ema, save_weights
 from nvg_jax.errors import UserError
+from tests.small_disk import small_disk
 
 ARCHITECTURE = "generator(width 64, 16 positions)"
 OTHER = "generator(width 96, 16 positions)"
@@ -334,6 +338,121 @@ def test_weights_refuse_what_is_wrong(tmp_path, directory):
             load_weights(weights, abstract(variables), ARCHITECTURE)
         flip(path, path.stat().st_size // 2)
     assert_same(load_weights(weights, abstract(variables), ARCHITECTURE), variables)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """Holds four checkpoints of `make_state`, and a few of 2 MB."""
+    with small_disk(tmp_path, "8m") as mounted:
+        yield mounted
+
+
+LARGE = {"w": jax.ShapeDtypeStruct((500_000,), jnp.float32)}
+
+
+def make_large(step: int):
+    """Noise, which cannot be compressed."""
+    return {"w": jax.random.normal(jax.random.key(step), (500_000,))}
+
+
+def lines(caplog, level: int = std_logging.WARNING) -> list[str]:
+    found = [record.getMessage() for record in caplog.records if record.levelno >= level]
+    caplog.clear()
+    return found
+
+
+@pytest.mark.parametrize("left", [0, 40_000, 1_000_000])
+def test_a_full_disk_costs_one_checkpoint_and_is_said(disk, caplog, left):
+    """Whether nothing fits any more, or some of the files."""
+    caplog.set_level(std_logging.INFO, logger="nvg_jax")
+    directory = disk.path / "checkpoints"
+    with TrainCheckpointer(directory, ARCHITECTURE, keep=2) as checkpointer:
+        checkpointer.save(1, make_large(1), iterator(1))
+        checkpointer.save(2, make_large(2), iterator(2))
+        assert checkpointer.wait() is None
+        disk.fill(leave=left)
+        checkpointer.save(3, make_large(3), iterator(3))
+        checkpointer.save(4, make_large(4), iterator(4))
+        (line,) = lines(caplog)
+        assert "saving step 3 failed (No space left on device): step 2 stays usable" in line
+        assert "training goes on" in line
+        problem = checkpointer.wait()
+        assert "saving step 4 failed (No space left on device): step 2 stays" in problem
+        assert sorted(path.name for path in directory.iterdir()) == ["1", "2"]
+        disk.free()
+        checkpointer.save(5, make_large(5), iterator(5))
+        assert checkpointer.wait() is None
+        assert "saving works again: step 5" in lines(caplog, std_logging.INFO)[-1]
+        checkpointer.save(6, make_large(6), iterator(6))
+    assert lines(caplog, std_logging.INFO) == []
+    assert sorted(path.name for path in directory.iterdir()) == ["5", "6"]
+    data_iterator = iterator()
+    with TrainCheckpointer(directory, ARCHITECTURE, keep=2) as checkpointer:
+        state, step = checkpointer.restore(LARGE, data_iterator)
+    assert step == 6
+    assert_same(state, make_large(6))
+    np.testing.assert_array_equal(next(data_iterator), next(iterator(6)))
+
+
+def test_a_failed_save_is_noticed_without_another(disk, caplog):
+    with TrainCheckpointer(disk.path / "c", ARCHITECTURE, keep=2) as checkpointer:
+        disk.fill()
+        checkpointer.save(1, make_large(1))
+        deadline = time.time() + 30
+        while not caplog.records and time.time() < deadline:
+            checkpointer.check()
+            time.sleep(0.01)
+        (line,) = lines(caplog)
+        assert "step 1 failed (No space left on device): nothing is saved yet" in line
+        checkpointer.check()
+        assert checkpointer.wait() is None
+    assert lines(caplog) == [] and list((disk.path / "c").iterdir()) == []
+
+
+def test_a_disk_that_becomes_read_only_ends_nothing(disk, caplog):
+    directory = disk.path / "checkpoints"
+    with TrainCheckpointer(directory, ARCHITECTURE, keep=2) as checkpointer:
+        checkpointer.save(1, make_state(1), iterator(1))
+        assert checkpointer.wait() is None
+        disk.make_writable(False)
+        checkpointer.save(2, make_state(2), iterator(2))
+        assert "step 2 failed (Read-only file system): step 1 stays" in checkpointer.wait()
+        state, step = checkpointer.restore(ABSTRACT)
+        assert step == 1
+        assert_same(state, make_state(1))
+        disk.make_writable(True)
+        checkpointer.save(3, make_state(3), iterator(3))
+        assert checkpointer.wait() is None
+    assert sorted(path.name for path in directory.iterdir()) == ["1", "3"]
+    assert lines(caplog) == []
+
+
+def test_a_directory_that_cannot_be_made_is_a_mistake(disk, tmp_path):
+    disk.make_writable(False)
+    (tmp_path / "file").touch()
+    for place, reason in ((disk.path, "Read-only file system"), (tmp_path / "file", "Not a dir")):
+        with pytest.raises(UserError, match=f"no checkpoint can be written to .*{reason}.*workdir"):
+            TrainCheckpointer(place / "checkpoints", ARCHITECTURE, keep=2)
+
+
+@settings(max_examples=20)
+@given(data=st.data())
+def test_random_damage_is_noticed_and_the_older_step_used(saved, tmp_path_factory, data):
+    """Any stretch of any file is overwritten or cut out."""
+    directory = tmp_path_factory.mktemp("damaged") / "checkpoints"
+    shutil.copytree(saved, directory)
+    path = data.draw(st.sampled_from(files(directory / "20")))
+    content = path.read_bytes()
+    start = data.draw(st.integers(0, len(content) - 1))
+    stop = data.draw(st.integers(start + 1, min(start + 100, len(content))))
+    garbage = data.draw(st.binary(max_size=stop - start))
+    spoiled = content[:start] + garbage + content[stop:]
+    assume(spoiled != content)
+    path.write_bytes(spoiled)
+    state, step = restore(directory)
+    assert step == 10
+    assert_same(state, make_state(10))
+    shutil.rmtree(directory)
 
 
 def run_python(code: str, *arguments, **environment) -> subprocess.Popen:

@@ -15,7 +15,7 @@ from hypothesis import settings
 from ml_collections import ConfigDict
 
 from configs import nvg_digits
-from nvg_jax import clustering
+from nvg_jax import clustering, sharding
 from nvg_jax.interop import released
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.quantizer import Quantized
@@ -79,7 +79,9 @@ def random_variables() -> Callable[..., Any]:
 
     def fill(module: nn.Module, *example: Any) -> Any:
         rng = np.random.default_rng(0)
-        shapes = jax.eval_shape(lambda key: module.init(key, *example), jax.random.key(0))
+        shapes = sharding.unnamed(
+            jax.eval_shape(lambda key: module.init(key, *example), jax.random.key(0))
+        )
         return jax.tree.map(
             lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
         )

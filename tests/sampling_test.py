@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nvg_jax import granularity, sampling
+from nvg_jax import granularity, sampling, sharding
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.models.generator import Generator
 from nvg_jax.models.tokenizer import Tokenizer
@@ -85,8 +85,12 @@ def small():
         vocab_size=16,
         num_classes=3,
     )
-    tokenizer_variables = jax.jit(tokenizer.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    generator_variables = jax.jit(generator.init)(jax.random.key(1), jnp.zeros((1,), jnp.int32))
+
+    def init(module, seed):
+        variables = jax.jit(module.init)(jax.random.key(seed), module.example())
+        return sharding.unnamed(variables)
+
+    tokenizer_variables, generator_variables = init(tokenizer, 0), init(generator, 1)
 
     def sample(class_id, keys, flow_steps=3, given=None, **changes) -> GranularitySequence:
         return sampling.sample(

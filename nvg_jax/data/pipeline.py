@@ -17,8 +17,7 @@ seed and nothing else: not on the number of workers, nor on that of processes.
 
 import dataclasses
 import functools
-import io
-import logging
+import itertools
 import math
 import shlex
 from collections.abc import Iterator, Sequence
@@ -26,24 +25,13 @@ from collections.abc import Iterator, Sequence
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ml_collections import ConfigDict
-from PIL import Image
 
+from nvg_jax import startup
 from nvg_jax.data import digits, photos, shapes  # noqa: F401  Importing registers them with TFDS.
+from nvg_jax.data.examples import Examples, to_model_types
 from nvg_jax.data.stream import read_ahead, training_stream
 from nvg_jax.errors import UserError
-
-log = logging.getLogger(__name__)
-
-# Mode and resampling of the features that are pictures. Between two segments there is nothing.
-_PICTURES = {
-    "image": ("RGB", Image.Resampling.LANCZOS),
-    "segmentation_mask": ("L", Image.Resampling.NEAREST),
-}
-
-# What Pillow raises for damaged files of the formats it reads.
-_DECODING_ERRORS = (OSError, SyntaxError, TypeError, ValueError, Image.DecompressionBombError)
 
 
 def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -83,7 +71,8 @@ def train_iterator(
 
     The stream of all processes together holds every image once an epoch, each epoch in another
     order; a batch may reach into the next epoch, so nothing is dropped. An image that cannot be
-    decoded is named in the log, and another one of its batch stands in its place.
+    decoded is named in the log, and another one of its batch stands in its place. So it is where
+    records of a file cannot be read, as it is cut off or damaged; the file is named once.
 
     `get_state` gives a JSON dict, the same on every process. `set_state` goes on from it exactly,
     also with another number of workers or processes. Call `close` to end the worker processes.
@@ -108,7 +97,7 @@ def train_iterator(
         f"split {config.train_split!r} of {config.dataset}",
         len(examples),
         examples.training_example,
-        _finish,
+        examples.finish,
         batch_size=batch_size,
         seed=seed,
         process_index=process_index,
@@ -142,7 +131,7 @@ def crop_batches(
     examples = _open(config, split)
     crop = functools.partial(examples.numbered_crop, starts, batch_size, seed)
     crops = grain.MapDataset.range(len(starts) * batch_size).map(crop)
-    return iter(read_ahead(crops.batch(batch_size), config.num_workers).map(_finish))
+    return iter(read_ahead(crops.batch(batch_size), config.num_workers).map(examples.finish))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,93 +188,18 @@ def evaluation_batches(
 
     Raises:
       UserError: no such dataset or split, the dataset is not prepared, or it has no masks; while
-        iterating, an image cannot be decoded.
+        iterating, an image cannot be decoded or a file not be read.
     """
     examples = _open(config, split, masks=masks)
     num_batches = math.ceil(len(examples) / (batch_size * process_count))
     images = grain.MapDataset.range(num_batches * batch_size * process_count)
     batches = images.map(examples.evaluation_example).batch(batch_size)
     share = read_ahead(batches[process_index::process_count], config.num_workers)
-    return EvaluationBatches(share.map(_to_model_types), num_batches, len(examples))
+    return EvaluationBatches(share.map(to_model_types), num_batches, len(examples))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Examples:
-    """Random access to the examples of a split.
-
-    It holds the record files and not the TFDS source around them, because that one pickles
-    its builder along, which the worker processes could not always import.
-    """
-
-    records: ArrayRecordDataSource
-    features: tfds.features.FeaturesDict
-    split: str
-    image_size: int
-    shorter_side: int
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    @property
-    def pictures(self) -> list[str]:
-        return [name for name in _PICTURES if name in self.features]
-
-    def training_example(self, index: int, rng: np.random.Generator) -> dict:
-        try:
-            pictures, label = self._read(index)
-        except UserError as error:
-            log.warning("skipped: %s", error)
-            return self._black() | {"label": 0, "skipped": 1}
-        places = (side - self.image_size + 1 for side in pictures["image"].size)
-        left, top = (int(rng.integers(count)) for count in places)
-        return self._crop(pictures, left, top) | {"label": label, "skipped": 0}
-
-    def numbered_crop(self, starts: Sequence[int], batch_size: int, seed: int, index: int) -> dict:
-        number = starts[index // batch_size] + index % batch_size
-        turn, image = divmod(number, len(self))
-        return self.training_example(image, np.random.default_rng((seed, turn, image)))
-
-    def evaluation_example(self, index: int) -> dict:
-        if index >= len(self):
-            return self._black() | {"label": 0, "mask": False}
-        pictures, label = self._read(index)
-        left, top = ((side - self.image_size) // 2 for side in pictures["image"].size)
-        return self._crop(pictures, left, top) | {"label": label, "mask": True}
-
-    def _read(self, index: int) -> tuple[dict[str, Image.Image], int]:
-        """The pictures, resized, and the label. Raises UserError if one cannot be decoded."""
-        decoders = {name: tfds.decode.SkipDecoding() for name in self.pictures}
-        example = self.features.deserialize_example_np(self.records[index], decoders=decoders)
-        pictures = {name: self._picture(example, name, index) for name in self.pictures}
-        return pictures, example["label"]
-
-    def _picture(self, example: dict, name: str, index: int) -> Image.Image:
-        mode, resampling = _PICTURES[name]
-        try:
-            with Image.open(io.BytesIO(example[name])) as encoded:
-                picture = encoded.convert(mode)
-        except _DECODING_ERRORS as error:
-            file_name = example.get("file_name", b"").decode(errors="replace")
-            raise UserError(
-                f"{name} {file_name or f'{self.split}[{index}]'} cannot be decoded "
-                f"({type(error).__name__}): replace it and prepare the dataset again"
-            ) from error
-        width, height = picture.size
-        scale_to, shorter = self.shorter_side, min(width, height)
-        return picture.resize(
-            (scale_to * width // shorter, scale_to * height // shorter), resampling
-        )
-
-    def _crop(self, pictures: dict[str, Image.Image], left: int, top: int) -> dict[str, np.ndarray]:
-        box = (left, top, left + self.image_size, top + self.image_size)
-        return {name: np.asarray(picture.crop(box)) for name, picture in pictures.items()}
-
-    def _black(self) -> dict[str, np.ndarray]:
-        size = (self.image_size, self.image_size)
-        return {name: np.asarray(Image.new(_PICTURES[name][0], size)) for name in self.pictures}
-
-
-def _open(config: ConfigDict, split: str, masks: bool = False) -> _Examples:
+@startup.part("data")
+def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:
     builder = _prepared_builder(config)
     if not _num_examples(builder, split):
         raise UserError(f"split {split!r} of {config.dataset} is empty")
@@ -328,8 +242,15 @@ def _open(config: ConfigDict, split: str, masks: bool = False) -> _Examples:
     # Other features, such as boxes, would be decoded for nothing.
     names = ["image", "label", "file_name"] + ["segmentation_mask"] * masks
     used = {name: features[name] for name in names if name in features}
-    return _Examples(
-        source.data_source, tfds.features.FeaturesDict(used), split, config.image_size, shorter_side
+    files = builder.info.splits[split].file_instructions
+    return Examples(
+        source.data_source,
+        tuple(str(file.filename) for file in files),
+        tuple(itertools.accumulate(file.take for file in files)),
+        tfds.features.FeaturesDict(used),
+        split,
+        config.image_size,
+        shorter_side,
     )
 
 
@@ -352,30 +273,3 @@ def _num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
             f"unknown split {split!r} of {builder.info.full_name}: there are {', '.join(splits)} "
             "and slices of them, such as 'train[:90%]'"
         ) from error
-
-
-def _fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Puts the next decodable example of the batch, cyclically, where one was skipped."""
-    (decoded,) = np.nonzero(batch["skipped"] == 0)
-    count = len(batch["skipped"])
-    if len(decoded) == count:
-        return batch
-    if not len(decoded):
-        raise UserError(f"not one image of a batch of {count} can be decoded: see the log")
-    rows = decoded[np.searchsorted(decoded, np.arange(count)) % len(decoded)]
-    return batch | {"image": batch["image"][rows], "label": batch["label"][rows]}
-
-
-def _finish(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return _to_model_types(_fill_skipped(batch))
-
-
-def _to_model_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs in the main process: bytes are a quarter of the floats to hand over."""
-    image = np.divide(batch["image"], 127.5, dtype=np.float32)
-    image -= 1
-    others = {
-        name: value.astype(np.int32) if value.dtype == np.int64 else value
-        for name, value in batch.items()
-    }
-    return others | {"image": image}

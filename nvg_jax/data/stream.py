@@ -1,9 +1,13 @@
 """Endless shuffled training batches from anything with random access, and reading ahead."""
 
+import collections
+import logging
 import multiprocessing
 import os
+import re
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +17,16 @@ from absl import flags
 
 from nvg_jax.errors import UserError
 
+log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 
 # Arrays from here on come from a worker through shared memory, smaller ones faster through its
 # pipe. What waits there has to fit the pipe, or a worker that is told to stop could not.
 _MIN_SHARED_MEMORY_BYTES = 2**13
+
+# How often workers are started again within how many seconds, should one die.
+_MAX_RESTARTS, _RESTARTS_WITHIN = 3, 600
+_DEATH = re.compile(r"Worker process was terminated unexpectedly with (exit code -?\d+)")
 
 
 def training_stream(
@@ -35,9 +44,11 @@ def training_stream(
     """Endless batches in which every example comes once an epoch, each epoch in another order.
 
     A batch may reach into the next epoch, so nothing is dropped. An example's place in the stream
-    of all processes and its random numbers depend on the seed alone. `get_state` gives a JSON dict,
-    the same on every process; `set_state` goes on from it exactly, also with another number of
-    workers or processes. `close` ends the worker processes.
+    of all processes and its random numbers depend on the seed alone. Process i of n reads the i-th
+    of n equal parts of each global batch, so that a global batch holds the same examples in the
+    same rows whoever reads it. `get_state` gives a JSON dict, the same on every process;
+    `set_state` goes on from it exactly, also with another number of workers or processes. `close`
+    ends the worker processes.
 
     Args:
       name: of what is read, for messages.
@@ -63,8 +74,8 @@ def training_stream(
     examples = examples.random_map(example)
 
     def batches_from(position: int) -> grain.IterDataset:
-        share = examples[position + process_index :: process_count]
-        return read_ahead(share.batch(batch_size, drop_remainder=True), num_workers).map(finish)
+        batches = examples[position:].batch(batch_size, drop_remainder=True)
+        return read_ahead(batches[process_index::process_count], num_workers).map(finish)
 
     return _TrainingIterator(batches_from, global_batch_size)
 
@@ -106,23 +117,93 @@ class _TrainingIterator(grain.DatasetIterator):
 
 
 def read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
-    """Makes a few batches ahead, in a thread of this process or in worker processes."""
+    """Makes a few batches ahead, in a thread of this process or in worker processes.
+
+    A worker that dies, for want of memory perhaps, is named in a warning; all are started again at
+    the batch that is due. Once they have died too often the iterator raises UserError.
+    """
     if not num_workers:
         # More threads would only contend for the interpreter's lock.
         return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
     if not flags.FLAGS.is_parsed():
         # Grain's workers read absl flags, which nobody parses in a notebook or a test.
         flags.FLAGS.mark_as_parsed()
+    return _InWorkers(batches, num_workers)
+
+
+class _InWorkers(grain.IterDataset):
+    """Batches made by worker processes."""
+
+    def __init__(self, batches: grain.MapDataset, num_workers: int) -> None:
+        super().__init__(batches)
+        self._num_workers = num_workers
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _WorkersIterator(self._parent, self._num_workers)
+
+
+class _WorkersIterator(grain.DatasetIterator):
+    def __init__(self, batches: grain.MapDataset, num_workers: int) -> None:
+        super().__init__()
+        self._all = batches
+        self._num_workers = num_workers
+        self._num_read = 0
+        self._workers: grain.DatasetIterator | None = None
+        self._deaths: collections.deque[float] = collections.deque(maxlen=_MAX_RESTARTS + 1)
+
+    def __next__(self) -> Batch:
+        while self._num_read < len(self._all):
+            if self._workers is None:
+                self._workers = iter(_start_workers(self._all[self._num_read :], self._num_workers))
+            try:
+                batch = next(self._workers)
+            except RuntimeError as error:
+                death = _DEATH.match(str(error))
+                if not death:
+                    raise
+                self._mourn(death[1])
+            else:
+                self._num_read += 1
+                return batch
+        raise StopIteration
+
+    def get_state(self) -> dict[str, int]:
+        return {"num_read": self._num_read}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.close()
+        self._num_read = state["num_read"]
+
+    def _mourn(self, exit_code: str) -> None:
+        self.close()
+        self._deaths.append(time.monotonic())
+        if len(self._deaths) > _MAX_RESTARTS:
+            seconds = self._deaths[-1] - self._deaths[0]
+            if seconds < _RESTARTS_WITHIN:
+                raise UserError(
+                    f"data workers have died {len(self._deaths)} times within {seconds:.0f} s, the "
+                    f"last with {exit_code}: there may be too little memory for them; lower "
+                    "config.data.num_workers"
+                )
+        log.warning("a data worker has died (%s): all are started again where it was", exit_code)
+
+    def close(self) -> None:
+        if self._workers is not None:
+            self._workers.close()
+            self._workers = None
+
+
+def _start_workers(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
     options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_MEMORY_BYTES)
     return grain.experimental.WithOptionsIterDataset(
         batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), options
     ).mp_prefetch(
         grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2),
-        worker_init_fn=_start_worker,
+        worker_init_fn=_begin_worker,
     )
 
 
-def _start_worker(worker_index: int, worker_count: int) -> None:
+def _begin_worker(worker_index: int, worker_count: int) -> None:
     # A signal to the whole process group is for the main process, which may still have to save.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -136,7 +136,8 @@ def begin(directory: epath.PathLike, meta: Meta) -> None:
     """Makes a directory the cache that `meta` describes, unless it already is.
 
     Raises:
-      UserError: it holds a cache of something else, or one without its `meta.json`.
+      UserError: it holds a cache of something else, or one without its `meta.json`, or it cannot
+        be written.
     """
     if "://" in os.fspath(directory):
         raise UserError(f"{directory} is no folder of a file system: {_ANOTHER} that is one")
@@ -147,11 +148,16 @@ def begin(directory: epath.PathLike, meta: Meta) -> None:
         return
     if shards:
         raise UserError(f"{directory} holds ArrayRecord files but no meta.json: {_ANOTHER}")
-    directory.mkdir(parents=True, exist_ok=True)
     # Several processes may begin at once; they write the same.
     part = directory / f"meta.json.{uuid.uuid4().hex}.part"
-    part.write_text(json.dumps(dataclasses.asdict(meta), indent=1) + "\n")
-    part.replace(directory / "meta.json")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(dataclasses.asdict(meta), indent=1) + "\n")
+        part.replace(directory / "meta.json")
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror}): make room, or {_ANOTHER}"
+        ) from error
 
 
 def missing_shards(directory: epath.PathLike, meta: Meta) -> list[int]:
@@ -180,16 +186,29 @@ def num_bytes(directory: epath.PathLike, meta: Meta) -> int:
 
 @contextlib.contextmanager
 def shard_writer(directory: epath.PathLike, meta: Meta, index: int) -> Iterator[ArrayRecordWriter]:
-    """Writes a shard, which appears under its name on leaving, unless with an exception."""
+    """Writes a shard, which appears under its name on leaving, unless with an exception.
+
+    Raises UserError on leaving if it cannot be written, as on a full disk.
+    """
     path = meta.shard_path(directory, index)
     part = path.with_name(f"{path.name}.part")
     # One record a group: they are read one at a time, in random order.
     writer = ArrayRecordWriter(os.fspath(part), "group_size:1")
+    is_whole = False
     try:
         yield writer
+        is_whole = True
     finally:
-        writer.close()
-    part.replace(path)
+        try:
+            writer.close()
+            if is_whole:
+                part.replace(path)
+        except (OSError, RuntimeError) as error:  # The writer's own errors are RuntimeErrors.
+            part.unlink(missing_ok=True)
+            raise UserError(
+                f"{path} cannot be written ({str(error).split(';')[0]}): make room, and run the "
+                "same command again; the files that are there are kept"
+            ) from error
 
 
 def num_images(directory: epath.PathLike) -> int:

@@ -1,9 +1,10 @@
 """An independent judge of class-conditional samples: a support vector machine on the pixels."""
 
+from typing import Any
+
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from scipy.spatial.distance import pdist
-from sklearn.svm import SVC
 
 from nvg_jax.errors import UserError
 
@@ -13,13 +14,16 @@ def _pixels(images: UInt8[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N P"]:
     return grey.reshape(len(images), -1)
 
 
-def train_classifier(images: UInt8[np.ndarray, "N H W 3"], labels: Int[np.ndarray, "N"]) -> SVC:
-    """Learns the classes of real images from their grey values."""
+def train_classifier(images: UInt8[np.ndarray, "N H W 3"], labels: Int[np.ndarray, "N"]) -> Any:
+    """Learns the classes of real images from their grey values: a fitted `SVC`."""
+    # Not at the top: it takes a second, and few jobs need it.
+    from sklearn.svm import SVC
+
     return SVC().fit(_pixels(images), labels)
 
 
 def class_agreement(
-    classifier: SVC, samples: UInt8[np.ndarray, "N H W 3"], labels: Int[np.ndarray, "N"]
+    classifier: Any, samples: UInt8[np.ndarray, "N H W 3"], labels: Int[np.ndarray, "N"]
 ) -> float:
     """Share of the samples that the classifier assigns to the class they were requested for.
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
@@ -48,12 +47,13 @@ def of_split(
     data: ConfigDict, split: str, mesh: Mesh, device_batch_size: int, masks: bool = False
 ) -> Batches:
     """The images of a split of the dataset that `data`, a `config.data`, describes."""
+    index, count = sharding.process_share(mesh)
     batches = pipeline.evaluation_batches(
         data,
         split,
-        device_batch_size * mesh.size // jax.process_count(),
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        device_batch_size * sharding.num_batch_shards(mesh) // count,
+        process_index=index,
+        process_count=count,
         masks=masks,
     )
     placed = (sharding.place_batch(batch, mesh) for batch in batches)
@@ -64,7 +64,7 @@ def of_images(
     images: UInt8[np.ndarray, "N H W 3"], mesh: Mesh, device_batch_size: int, description: str = ""
 ) -> Batches:
     """Images that every process holds."""
-    size = device_batch_size * mesh.size
+    size = device_batch_size * sharding.num_batch_shards(mesh)
     starts = range(0, len(images), size)
     placement = sharding.batch_sharding(mesh)
 
@@ -79,9 +79,7 @@ def of_images(
 
 def gather(tree: Any, mask: Array) -> Any:
     """The rows of arrays on the devices that are none past the end, on every process."""
-    tree, mask = jax.tree.map(
-        lambda x: np.asarray(multihost_utils.process_allgather(x, tiled=True)), (tree, mask)
-    )
+    tree, mask = sharding.on_host((tree, mask))
     return jax.tree.map(lambda x: x[mask], tree)
 
 

@@ -7,6 +7,7 @@ Each table below turns the path of one of our parameters into the release's name
 import re
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
@@ -90,7 +91,13 @@ def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, 
     """
     shapes = parameter_shapes(generator, jnp.zeros((1,), jnp.int32))
     tensors = _averaged(state_dict, _GENERATOR_ROOTS)
-    return {"params": translate(tensors, shapes, _release(_GENERATOR_NAMES))}
+    joined = {path: _joined(path, shape) for path, shape in shapes.items()}
+    params = translate(tensors, joined, _release(_GENERATOR_NAMES))
+    split = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.reshape(shapes[jax.tree_util.keystr(path, simple=True, separator="/")]),
+        params,
+    )
+    return {"params": split}
 
 
 def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
@@ -99,6 +106,15 @@ def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
         if name in state_dict:
             return np.asarray(state_dict[name], np.float32)
     raise UserError(f"the generator's checkpoint has no tensor {CANVAS_SCALES_NAME}")
+
+
+def _joined(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape without the axis that our fused layers have for their parts."""
+    if path.endswith(("/linear1/kernel", "/linear1/bias")):
+        return *shape[:-2], shape[-2] * shape[-1]
+    if path.endswith("/linear2/kernel"):
+        return *shape[:-3], shape[-3] * shape[-2], shape[-1]
+    return shape
 
 
 def _averaged(state_dict: Tensors, roots: tuple[str, ...]) -> Tensors:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from nvg_jax import sharding
 from nvg_jax.errors import UserError
 
 Tensors = Mapping[str, np.ndarray]
@@ -40,7 +41,7 @@ class Release(NamedTuple):
 
 def parameter_shapes(module: nn.Module, *example: Any) -> dict[str, tuple[int, ...]]:
     """Shape by path (`encoder/conv_in/kernel`) of every parameter of a module."""
-    variables = jax.eval_shape(module.init, jax.random.key(0), *example)
+    variables = sharding.unnamed(jax.eval_shape(module.init, jax.random.key(0), *example))
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
 

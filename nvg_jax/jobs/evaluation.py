@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvg_jax import checkpoint, sharding
@@ -53,7 +54,7 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     meaning.check(config, wanted)
     if "variation" in wanted:
         variation.check(config)
-    mesh = sharding.create_mesh()
+    mesh = sharding.create_mesh(config.mesh)
     results: dict[str, Any] = {}
     with jax.set_mesh(mesh):
         tokenizer = build_tokenizer(config)
@@ -62,10 +63,10 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             requested_classes(config, 1)
             generator = build_generator(config)
             learned = load_generator(config, workdir, generator)
-            model = Model(tokenizer, variables, generator, learned)
+            model = Model(tokenizer, variables, generator, learned, mesh)
         network = None
         if _needs_features(config, wanted):
-            network = _feature_network(config, workdir)
+            network = _feature_network(config, workdir, mesh)
         if wanted.intersection(reconstruction.METRICS):
             results |= reconstruction.reconstruction_metrics(
                 config, wanted, tokenizer, variables, network, mesh
@@ -118,7 +119,7 @@ def _needs_features(config: ConfigDict, wanted: set[str]) -> bool:
     return bool(wanted & {"rfid", *sample_metrics.OF_FEATURES})
 
 
-def _feature_network(config: ConfigDict, workdir: str) -> Frozen:
+def _feature_network(config: ConfigDict, workdir: str, mesh: Mesh) -> Frozen:
     """Inception, or a classifier of the dataset, which is trained once and kept in the workdir."""
     if config.evaluation.features == "inception":
         return frozen_network(config, "inception")
@@ -136,8 +137,8 @@ def _feature_network(config: ConfigDict, workdir: str) -> Frozen:
     if path.exists():
         abstract = jax.eval_shape(module.init, jax.random.key(0), module.example())
         variables = checkpoint.load_weights(path, abstract, architecture)
-        return on_all_devices(Frozen(module, variables))
-    network = on_all_devices(train_classifier(data, settings, config.seed))
+        return on_all_devices(Frozen(module, variables), mesh)
+    network = on_all_devices(train_classifier(data, settings, config.seed), mesh)
     checkpoint.save_weights(path, network.variables, architecture)
     log.info("wrote the classifier whose features are compared: %s", path)
     return network

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -60,9 +59,9 @@ def generate(
     or the devices. `given` holds one sequence for all samples, or one for each. Without a
     `batch_size` there is one batch.
     """
-    mesh = sharding.create_mesh()
-    count = len(class_ids)
-    whole = math.ceil(count / mesh.size) * mesh.size
+    mesh = model.mesh
+    count, shards = len(class_ids), sharding.num_batch_shards(mesh)
+    whole = math.ceil(count / shards) * shards
     batch_size = min(batch_size or whole, whole)
     sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
     class_ids = np.asarray(class_ids, np.int32)
@@ -93,8 +92,7 @@ def generate(
             images = sampling.decode(model.tokenizer, model.tokenizer_variables, sequence)
             real = min(batch_size, count - start)
             sequence, images = jax.tree.map(
-                lambda x, real=real: multihost_utils.process_allgather(x, tiled=True)[:real],
-                (sequence, images),
+                lambda x, real=real: x[:real], sharding.on_host((sequence, images))
             )
             progress.update(real)
             yield sequence, visualize.to_uint8(images)

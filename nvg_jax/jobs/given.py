@@ -7,6 +7,7 @@ import math
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
@@ -50,17 +51,17 @@ def reference_sequence(
 ) -> GranularitySequence:
     """The sequence of the reference image, a batch of one."""
     image = visualize.to_uint8(reference_image(config))
-    return sequences_of(image[None], tokenizer, variables)
+    return sequences_of(image[None], tokenizer, variables, sharding.create_mesh(config.mesh))
 
 
 def sequences_of(
-    images: UInt8[np.ndarray, "N H W 3"], tokenizer: Tokenizer, variables: Variables
+    images: UInt8[np.ndarray, "N H W 3"], tokenizer: Tokenizer, variables: Variables, mesh: Mesh
 ) -> GranularitySequence:
     """The sequences of images that every process holds, as NumPy arrays."""
-    mesh = sharding.create_mesh()
+    share = math.ceil(len(images) / sharding.num_batch_shards(mesh))
     parts = [
         features.gather(tokenize(tokenizer, variables, batch["image"])[0], batch["mask"])
-        for batch in features.of_images(images, mesh, math.ceil(len(images) / mesh.size))
+        for batch in features.of_images(images, mesh, share)
     ]
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvg_jax import checkpoint, sharding
@@ -22,12 +23,13 @@ Variables = Any
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained tokenizer and generator: modules and what they have learned."""
+    """A trained tokenizer and generator: modules, what they have learned, and the mesh it is on."""
 
     tokenizer: Tokenizer
     tokenizer_variables: Variables
     generator: Generator
     generator_variables: Variables
+    mesh: Mesh
 
 
 def load_model(config: ConfigDict, workdir: str) -> Model:
@@ -38,24 +40,24 @@ def load_model(config: ConfigDict, workdir: str) -> Model:
         load_tokenizer(config, workdir, tokenizer),
         generator,
         load_generator(config, workdir, generator),
+        sharding.create_mesh(config.mesh),
     )
 
 
 def load_tokenizer(config: ConfigDict, workdir: str, tokenizer: Tokenizer) -> Variables:
-    return _load(config.tokenizer.checkpoint, f"{workdir}/tokenizer/checkpoints", tokenizer)
+    return _load(config, config.tokenizer.checkpoint, f"{workdir}/tokenizer/checkpoints", tokenizer)
 
 
 def load_generator(config: ConfigDict, workdir: str, generator: Generator) -> Variables:
-    return _load(config.generator.checkpoint, f"{workdir}/generator/checkpoints", generator)
+    return _load(config, config.generator.checkpoint, f"{workdir}/generator/checkpoints", generator)
 
 
-def _load(weights: str, checkpoints: str, module: Tokenizer | Generator) -> Variables:
+def _load(
+    config: ConfigDict, weights: str, checkpoints: str, module: Tokenizer | Generator
+) -> Variables:
     """Weights from `weights` if it is given, else the average in the newest training checkpoint."""
-    placement = sharding.replicated(sharding.create_mesh())
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
-        jax.eval_shape(module.init, jax.random.key(0), module.example()),
-    )
+    mesh = sharding.create_mesh(config.mesh)
+    abstract = sharding.abstract(module.init, mesh, jax.random.key(0), module.example())
     if weights:
         return checkpoint.load_weights(weights, abstract, module.architecture)
     variables, step = checkpoint.restore_ema(checkpoints, module.architecture, abstract)
@@ -66,11 +68,11 @@ def _load(weights: str, checkpoints: str, module: Tokenizer | Generator) -> Vari
 def frozen_network(config: ConfigDict, name: str) -> Frozen:
     """A frozen network with the weights that `config.frozen` describes, on all devices."""
     network = load_network(name, config.frozen.directory, config.frozen.random)
-    return on_all_devices(network)
+    return on_all_devices(network, sharding.create_mesh(config.mesh))
 
 
-def on_all_devices(network: Frozen) -> Frozen:
-    placement = sharding.replicated(sharding.create_mesh())
+def on_all_devices(network: Frozen, mesh: Mesh) -> Frozen:
+    placement = sharding.replicated(mesh)
     return network._replace(variables=sharding.place_copies(network.variables, placement))
 
 

@@ -11,7 +11,7 @@ import grain
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -49,13 +49,10 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     for name in ("num_crops", "batch_size", "shard_size"):
         if settings[name] < 1:
             raise UserError(f"config.token_cache.{name}={settings[name]}: it must be at least 1")
-    devices = jax.local_devices()
-    mesh = jax.make_mesh(
-        (len(devices),), (sharding.DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
-    )
+    mesh = sharding.create_mesh(devices=jax.local_devices())
     sharding.process_batch_size(settings.batch_size, mesh, "config.token_cache.batch_size")
     tokenizer = build_tokenizer(config)
-    variables = jax.device_get(load_tokenizer(config, workdir, tokenizer))
+    variables = sharding.on_host(load_tokenizer(config, workdir, tokenizer))
     directory = settings.directory or f"{workdir}/token_cache"
     meta = token_cache.Meta(
         **token_cache.data_fields(config.data),

@@ -38,7 +38,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     from its last checkpoint. With `config.token_cache.directory` the images are tokenized in
     between, unless that is done.
     """
-    mesh = sharding.create_mesh()
+    mesh = sharding.create_mesh(config.mesh)
     tokenizer, generator = build_tokenizer(config), build_generator(config)
     task_config = config.generator.training
     cache = config.token_cache.directory
@@ -77,9 +77,9 @@ def train(config: ConfigDict, workdir: str) -> None:
         if config.generator.checkpoint:
             initial = load_generator(config, workdir, generator)
         if cache:
-            data = _cached_data(config, schedule, tokenizer, tokenizer_variables)
+            data = _cached_data(config, schedule, mesh, tokenizer, tokenizer_variables)
         else:
-            data = _training_data(config, schedule, seed=config.seed + 1)
+            data = _training_data(config, schedule, mesh, seed=config.seed + 1)
         with data as iterator:
             loop.train(
                 task,
@@ -113,13 +113,13 @@ def _train_tokenizer(
     def finish(state: TrainState) -> TrainState:
         """Measures the canvases' scales with the averaged weights, on training crops."""
         moments = []
-        with _training_data(config, schedule, seed=config.seed + 2) as data:
+        with _training_data(config, schedule, mesh, seed=config.seed + 2) as data:
             for _ in tqdm(range(config.tokenizer.scale_batches), "canvas scales", disable=None):
                 images = sharding.place_batch(next(data)["image"], mesh)
-                moments.append(jax.device_get(canvas_moments(tokenizer, state.ema, images)))
+                moments.append(sharding.on_host(canvas_moments(tokenizer, state.ema, images)))
         return state.replace(ema=with_canvas_scales(state.ema, moments))
 
-    with _training_data(config, schedule, seed=config.seed) as iterator:
+    with _training_data(config, schedule, mesh, seed=config.seed) as iterator:
         state = loop.train(
             task,
             task_config,
@@ -148,15 +148,19 @@ def _schedule(task_config: ConfigDict, name: str, mesh: Mesh, num_images: int) -
     return loop.Schedule.create(task_config, num_images)
 
 
-def _training_data(config: ConfigDict, schedule: loop.Schedule, seed: int):
+def _training_data(config: ConfigDict, schedule: loop.Schedule, mesh: Mesh, seed: int):
     """This process's training batches; closing ends their worker processes."""
     return contextlib.closing(
-        pipeline.train_iterator(config.data, seed=seed, **_share(schedule.batch_size))
+        pipeline.train_iterator(config.data, seed=seed, **_share(schedule.batch_size, mesh))
     )
 
 
 def _cached_data(
-    config: ConfigDict, schedule: loop.Schedule, tokenizer: Tokenizer, variables: Variables
+    config: ConfigDict,
+    schedule: loop.Schedule,
+    mesh: Mesh,
+    tokenizer: Tokenizer,
+    variables: Variables,
 ):
     """This process's training batches from the token cache, in the order of the images."""
     return contextlib.closing(
@@ -164,17 +168,18 @@ def _cached_data(
             config.token_cache.directory,
             config.data,
             tokenizer.architecture,
-            token_cache.fingerprint(variables),
+            token_cache.fingerprint(sharding.on_host(variables)),
             seed=config.seed + 1,
-            **_share(schedule.batch_size),
+            **_share(schedule.batch_size, mesh),
         )
     )
 
 
-def _share(batch_size: int) -> dict[str, int]:
+def _share(batch_size: int, mesh: Mesh) -> dict[str, int]:
     """This process's part of global batches."""
+    index, count = sharding.process_share(mesh)
     return {
-        "batch_size": batch_size // jax.process_count(),
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
+        "batch_size": batch_size // count,
+        "process_index": index,
+        "process_count": count,
     }

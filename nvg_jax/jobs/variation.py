@@ -10,9 +10,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -73,7 +70,7 @@ def variation(
     )
     batch = next(iter(batches))
     images = visualize.to_uint8(batch["image"])
-    references = sequences_of(images, model.tokenizer, model.tokenizer_variables)
+    references = sequences_of(images, model.tokenizer, model.tokenizer_variables, model.mesh)
     copies = jax.tree.map(lambda x: np.repeat(x, settings.num_samples, axis=0), references)
     class_ids = np.repeat(batch["label"], settings.num_samples)
     results = {"variation_structure": [], "variation_both": []}
@@ -131,6 +128,11 @@ def _distance(config: ConfigDict, network: Frozen | None, mesh: Mesh) -> Distanc
 
 
 def _plot(results: dict[str, list[float]], distance: str, workdir: str) -> None:
+    # Not at the top: they take a second, and nothing else needs them.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     figure = Figure(figsize=(5, 3.2), dpi=150, layout="constrained")
     axes = figure.subplots()
     for name, values in results.items():

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nvg_jax.sharding import named, split_batch
+
 
 def _norm(name: str) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=32, epsilon=1e-6, name=name)
 
 
-def _conv3x3(features: int, name: str) -> nn.Conv:
-    return nn.Conv(features, (3, 3), padding=1, name=name)
+def _conv3x3(features: int, name: str, axes: tuple[str | None, str | None]) -> nn.Conv:
+    """axes: logical names of the input and output channels (see `sharding`)."""
+    return nn.Conv(features, (3, 3), padding=1, kernel_init=_init(*axes), name=name)
+
+
+def _init(*axes: str | None) -> Callable[..., Any]:
+    return named(nn.initializers.lecun_normal(), None, None, *axes)
 
 
 class ResidualBlock(nn.Module):
@@ -25,11 +33,11 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        h = _conv3x3(self.features, "conv1")(nn.swish(_norm("norm1")(x)))
-        h = _conv3x3(self.features, "conv2")(nn.swish(_norm("norm2")(h)))
+        h = _conv3x3(self.features, "conv1", ("embed", "hidden"))(nn.swish(_norm("norm1")(x)))
+        h = _conv3x3(self.features, "conv2", ("hidden", "embed"))(nn.swish(_norm("norm2")(h)))
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), name="skip")(x)
-        return x + h
+            x = nn.Conv(self.features, (1, 1), kernel_init=_init(None, "embed"), name="skip")(x)
+        return split_batch(x + h)
 
 
 class Encoder(nn.Module):
@@ -42,18 +50,25 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        x = _conv3x3(self.width, "conv_in")(images)
+        x = _conv3x3(self.width, "conv_in", (None, "embed"))(images)
         for level, multiplier in enumerate(self.multipliers):
             for block in range(self.num_blocks):
                 x = ResidualBlock(self.width * multiplier, name=f"down{level}_block{block}")(x)
             if level < len(self.multipliers) - 1:
                 below_and_right = ((0, 1), (0, 1))
                 x = nn.Conv(
-                    x.shape[-1], (3, 3), strides=2, padding=below_and_right, name=f"down{level}"
+                    x.shape[-1],
+                    (3, 3),
+                    strides=2,
+                    padding=below_and_right,
+                    kernel_init=_init(None, "embed"),
+                    name=f"down{level}",
                 )(x)
         for block in range(2):
             x = ResidualBlock(x.shape[-1], name=f"middle_block{block}")(x)
-        return _conv3x3(self.latent_channels, "conv_out")(nn.swish(_norm("norm_out")(x)))
+        return _conv3x3(self.latent_channels, "conv_out", ("embed", None))(
+            nn.swish(_norm("norm_out")(x))
+        )
 
 
 class Decoder(nn.Module):
@@ -65,7 +80,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, latent: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
-        x = _conv3x3(self.width * self.multipliers[-1], "conv_in")(latent)
+        x = _conv3x3(self.width * self.multipliers[-1], "conv_in", (None, "embed"))(latent)
         for block in range(2):
             x = ResidualBlock(x.shape[-1], name=f"middle_block{block}")(x)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
@@ -74,8 +89,8 @@ class Decoder(nn.Module):
             if level > 0:
                 batch, height, width, channels = x.shape
                 x = jax.image.resize(x, (batch, 2 * height, 2 * width, channels), "nearest")
-                x = _conv3x3(channels, f"up{level}")(x)
-        return _conv3x3(3, "conv_out")(nn.swish(_norm("norm_out")(x)))
+                x = _conv3x3(channels, f"up{level}", (None, "embed"))(x)
+        return _conv3x3(3, "conv_out", ("embed", None))(nn.swish(_norm("norm_out")(x)))
 
 
 def downsampling(multipliers: Sequence[int]) -> int:

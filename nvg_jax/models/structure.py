@@ -59,8 +59,12 @@ class StructureModel(nn.Module):
         num_bits, length = noisy.shape[-1], noisy.shape[-2]
         class_token = embed(self.num_classes + 1, self.width, "class_embed")(class_id)
         vector = class_token + embed(num_bits - 1, self.width, "stage_embed")(stage)
-        hidden = dense(self.width, jnp.float32, "time_embed_in")(time_features(time))
-        vector += dense(self.width, jnp.float32, "time_embed_out")(nn.silu(hidden))
+        hidden = dense(self.width, jnp.float32, "time_embed_in", (None, "hidden"))(
+            time_features(time)
+        )
+        vector += dense(self.width, jnp.float32, "time_embed_out", ("hidden", "embed"))(
+            nn.silu(hidden)
+        )
         x = jnp.concatenate(
             [
                 class_token[:, None].astype(self.dtype),

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int
@@ -50,8 +49,8 @@ class Tokenizer(nn.Module):
         return granularity.last_stage(self.num_positions)
 
     def example(self) -> Float[Array, "B H W 3"]:
-        """Input for `init`: one image for every device, as clustering splits batches over them."""
-        return jnp.zeros((jax.device_count(), self.image_size, self.image_size, 3))
+        """Input for `init`."""
+        return jnp.zeros((1, self.image_size, self.image_size, 3))
 
     @property
     def architecture(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -11,6 +12,7 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from nvg_jax.errors import UserError
+from nvg_jax.sharding import named, split_batch
 
 Rotation = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
 
@@ -19,10 +21,24 @@ xavier = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(0.02)
 
 
-def dense(features: int, dtype: Any, name: str | None = None) -> nn.Dense:
-    """A linear layer with the initialisation that both generators use."""
-    return nn.Dense(
-        features, dtype=dtype, kernel_init=xavier, dot_general=_token_dot_general, name=name
+def dense(
+    features: int | tuple[int, ...],
+    dtype: Any,
+    name: str | None = None,
+    axes: tuple[str | None, ...] = (None, None),
+    axis: int | tuple[int, ...] = -1,
+) -> nn.DenseGeneral:
+    """A linear layer over `axis` with the initialisation that both generators use.
+
+    axes: logical names of the kernel's axes (see `sharding`).
+    """
+    return nn.DenseGeneral(
+        features,
+        axis,
+        dtype=dtype,
+        kernel_init=named(xavier, *axes),
+        dot_general=_token_dot_general,
+        name=name,
     )
 
 
@@ -37,8 +53,13 @@ def _token_dot_general(x: Array, kernel: Array, dimension_numbers: Any, **option
         return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
 
     def flat_product(x: Array, kernel: Array) -> Array:
-        flat = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel, precision=options["precision"])
-        return flat.reshape(*x.shape[:-1], kernel.shape[-1])
+        (summed, _), _ = dimension_numbers
+        tokens, features = x.shape[: -len(summed)], kernel.shape[len(summed) :]
+        width = math.prod(kernel.shape[: len(summed)])
+        flat = jnp.matmul(
+            x.reshape(-1, width), kernel.reshape(width, -1), precision=options["precision"]
+        )
+        return flat.reshape(*tokens, *features)
 
     return jax.lax.platform_dependent(x, kernel, cpu=flat_product, default=product)
 
@@ -130,21 +151,23 @@ class Block(nn.Module):
         rope: Rotation,
     ) -> Float[Array, "B T D"]:
         width = x.shape[-1]
-        modulation = dense(3 * width, self.dtype, "modulation")(nn.silu(vector))[:, None]
-        shift, scale, gate = jnp.split(modulation, 3, axis=-1)
+        modulation = dense(3 * width, self.dtype, "modulation", ("embed", "hidden"))
+        shift, scale, gate = jnp.split(modulation(nn.silu(vector))[:, None], 3, axis=-1)
         h = (1 + scale) * _layer_norm(x, self.dtype) + shift
-        qkv_and_mlp = dense(7 * width, self.dtype, "linear1")(h)
-        *qkv, mlp = jnp.split(qkv_and_mlp, [width, 2 * width, 3 * width], axis=-1)
-        q, k, v = (rearrange(part, "b t (h e) -> b t h e", h=self.num_heads) for part in qkv)
+        # The parts have an axis of their own, so that a device of the mesh's axis `tensor` holds
+        # the same columns of all: whole heads, and a slice of the MLP.
+        qkv_and_mlp = dense((7, width), self.dtype, "linear1", ("embed", None, "hidden"))(h)
+        qkv, mlp = jnp.split(qkv_and_mlp, [3], axis=2)
+        q, k, v = rearrange(qkv, "b t part (h e) -> part b t h e", h=self.num_heads)
         q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), rope).astype(self.dtype)
         k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), rope).astype(self.dtype)
-        attended = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h e -> b t (h e)")
-        update = dense(width, self.dtype, "linear2")(
-            jnp.concatenate([attended, nn.gelu(mlp, approximate=True)], axis=-1)
+        attended = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h e -> b t 1 (h e)")
+        update = dense(width, self.dtype, "linear2", (None, "hidden", "embed"), axis=(-2, -1))(
+            jnp.concatenate([attended, nn.gelu(mlp, approximate=True)], axis=2)
         )
         if not self.deterministic:
             update *= self._survival(drop_path, x.shape[0])
-        return x + gate * update
+        return split_batch(x + gate * update)
 
     def _survival(self, drop_path: Float[Array, ""], batch: int) -> Float[Array, "B 1 1"]:
         """Stochastic depth: the samples that keep this block, scaled to keep the expectation."""
@@ -184,10 +207,12 @@ class Stack(nn.Module):
             # Carried along and not collected: the backward pass keeps no copy of it for each block.
             return (x, jnp.where(number == self.tap, x, tapped)), None
 
+        x, vector = split_batch(x), split_batch(vector)
         blocks = nn.scan(
             body,
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
+            metadata_params={nn.PARTITION_NAME: "layers"},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
             length=self.depth,
         )
@@ -210,10 +235,10 @@ class Head(nn.Module):
     def __call__(
         self, x: Float[Array, "B T D"], vector: Float[Array, "B D"]
     ) -> Float[Array, "B T F"]:
-        modulation = dense(2 * x.shape[-1], self.dtype, "modulation")(nn.silu(vector))[:, None]
-        shift, scale = jnp.split(modulation, 2, axis=-1)
+        modulation = dense(2 * x.shape[-1], self.dtype, "modulation", ("embed", "hidden"))
+        shift, scale = jnp.split(modulation(nn.silu(vector))[:, None], 2, axis=-1)
         h = (1 + scale) * _layer_norm(x, self.dtype) + shift
-        return dense(self.features, jnp.float32, "linear")(h)
+        return dense(self.features, jnp.float32, "linear", ("embed", None))(h)
 
 
 def _layer_norm(x: Float[Array, "B T D"], dtype: Any) -> Float[Array, "B T D"]:

@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import sampling, visualize
+from nvg_jax import sampling, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.frozen import vit
@@ -86,18 +86,29 @@ class GeneratorTask:
     def step(
         self, state: TrainState, batch: Batch, key: jax.Array, step: int
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One optimizer step; `state` is donated."""
-        return self._step(state, self._frozen, batch, key)
+        """One optimizer step; `state` is donated, and stays where it is."""
+        return self._step(state, self._frozen, batch, key, places=sharding.places(state))
 
-    def count_flops(self, state: TrainState, batch: Batch, key: jax.Array) -> float:
+    def trace(self, state: TrainState, batch: dict[str, Any], key: Any) -> jax.stages.Traced:
+        """A step as a program; all arguments may be abstract."""
+        return type(self)._step.trace(
+            self, state, self._frozen, batch, key, places=sharding.places(state)
+        )
+
+    def count_flops(self, state: TrainState, batch: dict[str, Any], key: Any) -> float:
         """Without what is computed once more to save memory."""
         once = copy.copy(self)
         once.generator = self.generator.clone(remat=False)
-        return flops.count(once._step, state, self._frozen, batch, key)
+        return flops.count(once.trace(state, batch, key).jaxpr)
 
-    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    @functools.partial(jax.jit, static_argnums=0, static_argnames="places", donate_argnums=1)
     def _step(
-        self, state: TrainState, frozen: Any, batch: Batch, key: jax.Array
+        self,
+        state: TrainState,
+        frozen: Any,
+        batch: Batch,
+        key: jax.Array,
+        places: tuple[Any, ...],
     ) -> tuple[TrainState, dict[str, Array]]:
         dropout_key, loss_key, noise_key, time_key = jax.random.split(key, 4)
         # Drawn for the whole batch, so that it does not matter how it is divided.
@@ -145,7 +156,8 @@ class GeneratorTask:
             loss_fn, state.params, batch, loss_key, self._microbatches
         )
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        return state.update(grads, self._optimizer, self._ema_decay), metrics
+        new_state = state.update(grads, self._optimizer, self._ema_decay)
+        return sharding.keep(new_state, places), metrics
 
     def _draws(
         self, batch_size: int, dropout_key: jax.Array, noise_key: jax.Array, time_key: jax.Array

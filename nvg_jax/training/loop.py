@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nvg_jax import sharding
+from nvg_jax import sharding, startup
 from nvg_jax.checkpoint import TrainCheckpointer
 from nvg_jax.errors import UserError
 from nvg_jax.training import optimizer
@@ -50,7 +51,11 @@ class Task(Protocol):
         """The state after `step + 1` steps, and metrics as `Report` takes them."""
         ...
 
-    def count_flops(self, state: TrainState, batch: Batch, key: jax.Array) -> float:
+    def trace(self, state: TrainState, batch: dict[str, Any], key: Any) -> jax.stages.Traced:
+        """A step as a program; all arguments may be abstract, with shardings."""
+        ...
+
+    def count_flops(self, state: TrainState, batch: dict[str, Any], key: Any) -> float:
         """Floating-point operations of one step that the method needs."""
         ...
 
@@ -89,6 +94,30 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGTERM, previous)
 
 
+class _AgreedStop:
+    """Whether any process was asked to stop, which all of them learn at the same step.
+
+    SIGTERM reaches them at different moments, but all have to save the same step. Their answers are
+    put together on the devices, in the queue of the steps, so that a host waits for them no longer
+    than for the losses.
+    """
+
+    def __init__(self, stop: Callable[[], bool], mesh: Mesh):
+        self._stop = stop
+        self._by_device = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+        self._any = jax.jit(jnp.max, out_shardings=sharding.replicated(mesh))
+        self._answers: collections.deque[jax.Array] = collections.deque()
+
+    def __call__(self) -> bool:
+        """Is to be asked once a step."""
+        if jax.process_count() == 1:
+            return self._stop()
+        mine = np.full(self._by_device.num_devices, self._stop(), np.int32)
+        answers = jax.make_array_from_callback(mine.shape, self._by_device, mine.__getitem__)
+        self._answers.append(self._any(answers))
+        return len(self._answers) > STEPS_IN_FLIGHT and bool(self._answers.popleft())
+
+
 def train(
     task: Task,
     config: ConfigDict,
@@ -106,17 +135,21 @@ def train(
 
     config: the task's training config. iterator: a Grain iterator over this process's batches; its
     position is saved and restored with the state. directory: holds the task's checkpoints and
-    summaries. stop: whether to save and leave. initial: variables to start from in place of random
-    ones. begin: called once the directory is known to fit the task. finish: turns the trained state
-    into the one that is kept.
+    summaries. stop: whether to save and leave, asked of every process; all do if one says so,
+    STEPS_IN_FLIGHT steps later. initial: variables to start from in place of random ones. begin:
+    called once the directory is known to fit the task. finish: turns the trained state into the one
+    that is kept.
 
     A step is a function of the state, the batch, and a key made from `seed` and the step alone, so
     that an interrupted run ends with the same parameters as an uninterrupted one.
 
-    Raises Preempted when asked to stop, after saving; UserError if the loss is not finite.
+    A full disk, or one that cannot be written, does not end training: it is said, and what comes
+    later is saved again. Only where the process would end with its work unsaved it is an error.
+
+    Raises Preempted when asked to stop, after saving; UserError if the loss is not finite, the
+    directory cannot be written at the start, or the last state cannot be saved.
     """
     key = jax.random.key(seed)
-    placement = sharding.replicated(mesh)
     rate = optimizer.learning_rate(config, schedule.num_steps)
     checkpoints = f"{directory}/checkpoints"
     with TrainCheckpointer(checkpoints, task.architecture, config.keep_checkpoints) as checkpointer:
@@ -124,22 +157,26 @@ def train(
         def random_state(key: jax.Array) -> TrainState:
             return task.init_state(task.init_variables(key), key)
 
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placement),
-            jax.eval_shape(random_state, key),
-        )
+        abstract = sharding.abstract(random_state, mesh, key)
         restored = checkpointer.restore(abstract, iterator)
-        begin()
+        try:
+            begin()
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {directory} ({error.strerror or error}): name another --workdir, "
+                "or make room in this one"
+            ) from error
         if restored is not None:
             state, start = restored
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)
         elif initial is not None:
-            state, start = jax.jit(task.init_state, out_shardings=placement)(initial, key), 0
+            state, start = sharding.make(task.init_state, abstract, initial, key), 0
         else:
-            state, start = jax.jit(random_state, out_shardings=placement)(key), 0
+            state, start = sharding.make(random_state, abstract, key), 0
         if start >= schedule.num_steps:
             return state
 
+        agreed_stop = _AgreedStop(stop, mesh)
         losses: collections.deque[tuple[int, jax.Array]] = collections.deque()
 
         def check_losses(in_flight: int = 0) -> None:
@@ -147,6 +184,7 @@ def train(
             while len(losses) > in_flight:
                 step, loss = losses.popleft()
                 if not math.isfinite(loss):
+                    checkpointer.wait()
                     kept = checkpointer.latest_step()
                     last_good = "nothing was saved" if kept is None else f"step {kept} is kept"
                     raise UserError(
@@ -159,31 +197,42 @@ def train(
             Report(task.name, directory, schedule.num_steps, schedule.batch_size, start)
         ) as report:
             for step in range(start + 1, schedule.num_steps + 1):
-                batch = dict(next(iterator))
+                is_first, last = step == start + 1, step == schedule.num_steps
+                with startup.part("data"):
+                    batch = dict(next(iterator))
                 skipped = int(np.sum(batch.pop("skipped")))
                 batch = sharding.place_batch(batch, mesh)
-                if step == start + 1:
-                    report.step_flops = task.count_flops(state, batch, key)
-                state, metrics = task.step(state, batch, jax.random.fold_in(key, step), step - 1)
+                with startup.part("tracing"):
+                    if is_first:
+                        report.step_flops = task.count_flops(state, batch, key)
+                    step_key = jax.random.fold_in(key, step)
+                    state, metrics = task.step(state, batch, step_key, step - 1)
+                if is_first:
+                    with startup.part("step"):
+                        jax.block_until_ready(metrics)
+                    startup.log_first_step()
                 losses.append((step, metrics["loss"]))
                 check_losses(STEPS_IN_FLIGHT)
                 report.add(metrics, skipped)
-                last = step == schedule.num_steps
                 if last or step % config.log_every == 0:
                     check_losses()
                     report.write(step, float(rate(step - 1)))
+                    checkpointer.check()
                 if last or step % config.image_every == 0:
                     report.write_pictures(step, task.pictures(state, batch))
                     report.restart_clock(step)
                 if last:
                     check_losses()
                     state = finish(state)
-                stopping = stop()
+                stopping = agreed_stop()
                 if last or step % config.checkpoint_every == 0 or stopping:
                     check_losses()
                     checkpointer.save(step, state, iterator)
+                if (last or stopping) and (problem := checkpointer.wait()):
+                    raise UserError(
+                        f"{problem}; make room, and run the same command again to go on from there"
+                    )
                 if stopping:
-                    checkpointer.close()
                     raise Preempted(
                         f"stopped by SIGTERM: saved step {step} of {schedule.num_steps} of the "
                         f"{task.name} in {checkpoints}; run the same command again to go on"

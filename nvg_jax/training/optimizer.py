@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import optax
 from ml_collections import ConfigDict
@@ -42,7 +43,9 @@ def decays(params: Any) -> Any:
     def decay(path: tuple[Any, ...], _: Any) -> bool:
         return not path[-1].key.endswith(("bias", "scale"))
 
-    return jax.tree_util.tree_map_with_path(decay, params)
+    return jax.tree_util.tree_map_with_path(
+        decay, params, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)
+    )
 
 
 def create(

@@ -21,9 +21,9 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... F"]:
-        x = nn.silu(dense(self.hidden, self.dtype)(x))
-        x = nn.silu(dense(self.hidden, self.dtype)(x))
-        return dense(self.features, jnp.float32)(x)
+        x = nn.silu(dense(self.hidden, self.dtype, "linear1", ("embed", "hidden"))(x))
+        x = nn.silu(dense(self.hidden, self.dtype, "linear2", ("hidden", "embed"))(x))
+        return dense(self.features, jnp.float32, "linear3", ("embed", None))(x)
 
 
 def misalignment(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
-from nvg_jax import visualize
+from nvg_jax import hardware, visualize
 from nvg_jax.evaluation.reconstruction import codebook_usage_by_stage
-from nvg_jax.training import flops
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -29,6 +29,9 @@ class Report:
 
     A metric is a scalar, one value a stage (`*_by_stage`), or `token_counts [K + 1, V]`.
     `step_flops`: floating-point operations of a step, from which the devices' utilisation follows.
+
+    Where summaries cannot be written, as on a full disk, it warns once and goes on without them,
+    until they can.
     """
 
     step_flops = 0.0
@@ -39,11 +42,9 @@ class Report:
         self._batch_size = batch_size
         self._directory = directory
         self._is_writer = jax.process_index() == 0
-        if self._is_writer:
-            # Not at the top: it imports TensorFlow, which takes seconds and serves training alone.
-            from clu import metric_writers
-
-            self._writer = metric_writers.SummaryWriter(directory)
+        self._writer: Any = None
+        self._has_failed = False
+        self._write(lambda writer: None)
         self._steps: list[Metrics] = []
         self._skipped = 0
         self._last = (start, time.monotonic())
@@ -63,7 +64,7 @@ class Report:
         summary["learning_rate"] = learning_rate
         summary["images_per_second"] = self._batch_size / seconds_per_step
         summary["teraflops_per_second"] = self.step_flops / seconds_per_step / 1e12
-        if peak := flops.peak():
+        if peak := hardware.peak_flops():
             summary["utilisation"] = self.step_flops / seconds_per_step / peak
         summary["skipped_images"] = self._skipped
         if not self._is_writer:
@@ -72,7 +73,7 @@ class Report:
         log.info(_line(self._name, step, self._num_steps, summary, seconds_left))
         for line in _stage_lines(summary):
             log.info(line)
-        self._writer.write_scalars(step, dict(_flatten(summary)))
+        self._write(lambda writer: writer.write_scalars(step, dict(_flatten(summary))))
 
     def restart_clock(self, step: int) -> None:
         """Leaves what happened since the last summary out of the next one's speed."""
@@ -80,15 +81,42 @@ class Report:
 
     def write_pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Writes pictures to TensorBoard and as PNG files."""
-        if not self._is_writer:
-            return
-        for name, picture in pictures.items():
-            visualize.save_png(f"{self._directory}/pictures/{name}_{step:08d}.png", picture)
-        self._writer.write_images(step, {name: image[None] for name, image in pictures.items()})
+
+        def write(writer: Any) -> None:
+            for name, picture in pictures.items():
+                visualize.save_png(f"{self._directory}/pictures/{name}_{step:08d}.png", picture)
+            writer.write_images(step, {name: image[None] for name, image in pictures.items()})
+
+        self._write(write)
 
     def close(self) -> None:
-        if self._is_writer:
-            self._writer.close()
+        if self._writer:
+            self._write(lambda writer: writer.close())
+
+    def _write(self, write: Callable[[Any], None]) -> None:
+        """Calls `write` with the summaries' writer, on the process that writes them."""
+        if not self._is_writer:
+            return
+        # Not at the top: TensorFlow takes seconds, and only this process of a training needs it.
+        import tensorflow as tf
+        from clu import metric_writers
+
+        try:
+            self._writer = self._writer or metric_writers.SummaryWriter(self._directory)
+            write(self._writer)
+            self._writer.flush()
+            self._has_failed = False
+        except (OSError, tf.errors.OpError) as error:
+            # Nobody reads on after a record that is half written: the next one begins a file.
+            self._writer = None
+            if not self._has_failed:
+                reason = str(error).splitlines()[0].split("; ")[-1]
+                log.warning(
+                    "no summaries can be written to %s (%s): training goes on without them",
+                    self._directory,
+                    reason,
+                )
+            self._has_failed = True
 
 
 def _summarise(steps: list[Metrics]) -> Metrics:

@@ -12,7 +12,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import granularity, visualize
+from nvg_jax import granularity, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.frozen.lpips import check_size
@@ -82,15 +82,32 @@ class TokenizerTask:
     def step(
         self, state: TrainState, batch: Batch, key: jax.Array, step: int
     ) -> tuple[TrainState, dict[str, Array]]:
-        """One step of both optimizers; `state` is donated."""
-        return self._step(state, self._frozen, batch, key, warm_up=step < self.warm_up_steps)
+        """One step of both optimizers; `state` is donated, and stays where it is."""
+        warm_up = step < self.warm_up_steps
+        return self._step(
+            state, self._frozen, batch, key, warm_up=warm_up, places=sharding.places(state)
+        )
 
-    def count_flops(self, state: TrainState, batch: Batch, key: jax.Array) -> float:
-        return flops.count(self._step, state, self._frozen, batch, key, warm_up=False)
+    def trace(self, state: TrainState, batch: dict[str, Any], key: Any) -> jax.stages.Traced:
+        """A step after the warm-up as a program; all arguments may be abstract."""
+        return type(self)._step.trace(
+            self, state, self._frozen, batch, key, warm_up=False, places=sharding.places(state)
+        )
 
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="warm_up", donate_argnums=1)
+    def count_flops(self, state: TrainState, batch: dict[str, Any], key: Any) -> float:
+        return flops.count(self.trace(state, batch, key).jaxpr)
+
+    @functools.partial(
+        jax.jit, static_argnums=0, static_argnames=("warm_up", "places"), donate_argnums=1
+    )
     def _step(
-        self, state: TrainState, frozen: Any, batch: Batch, key: jax.Array, warm_up: bool
+        self,
+        state: TrainState,
+        frozen: Any,
+        batch: Batch,
+        key: jax.Array,
+        warm_up: bool,
+        places: tuple[Any, ...],
     ) -> tuple[TrainState, dict[str, Array]]:
         def loss_fn(trained, batch, key):
             images = batch["image"]
@@ -138,7 +155,7 @@ class TokenizerTask:
             metrics["real_logit"], metrics["fake_logit"] = judged["logits"]
             adversary = self._adversary.update(state.adversary, grads["discriminator"], judged)
             new_state = new_state.replace(adversary=adversary)
-        return new_state, metrics
+        return sharding.keep(new_state, places), metrics
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """The strip of a few reconstructions beside their originals, as uint8."""

@@ -77,6 +77,7 @@ def test_splits_share_no_pixel():
     assert train.mean() > 0.7 and test.mean() > 0.2
 
 
+@pytest.mark.slow
 def test_writing_twice_gives_the_same(data_dir, tmp_path):
     again = _prepare(tmp_path)
     for split in ("train", "test"):

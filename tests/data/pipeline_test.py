@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import logging
+import multiprocessing
 import os
 import pathlib
 import signal
@@ -12,11 +13,12 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nvg_jax.data import pipeline
+from nvg_jax.data import examples, pipeline
 from nvg_jax.errors import UserError
 
 _LAW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -211,8 +213,7 @@ def test_any_state_continues_on_any_number_of_processes(
         for index in range(process_count)
     ]
     for step, batch in enumerate(expected):
-        together = [share[step] for share in shares]
-        assert sorted(_rows([batch])) == sorted(_rows(together))
+        assert _rows([batch]) == _rows([share[step] for share in shares])
 
 
 def test_set_state_goes_back_in_the_same_iterator(photos_config):
@@ -264,6 +265,117 @@ def test_skipping_keeps_the_other_rows(pixels_config):
     kept = skipped == 0
     labels = np.concatenate([part["label"] for part in parts])
     np.testing.assert_array_equal(whole["label"][kept], labels[kept])
+
+
+@pytest.fixture
+def sharded(tmp_path, pixels_config):
+    """A config of the pixels in three files of four images, and the files."""
+    builder = tfds.builder("tiny_pixels", data_dir=tmp_path)
+    shards = tfds.download.DownloadConfig(num_shards=3)
+    builder.download_and_prepare(download_config=shards, file_format="array_record")
+    files = sorted(pathlib.Path(builder.data_dir).glob("*-train.*"))
+    assert len(files) == 3
+    return pixels_config(data_dir=str(tmp_path)), files
+
+
+@pytest.mark.parametrize("left", ["one byte less", "half", "the header", "nothing", "no file"])
+def test_what_a_cut_off_file_holds_is_skipped_and_counted(sharded, left, caplog):
+    config, files = sharded
+    whole = _take(config, 6)
+    content = files[1].read_bytes()
+    files[1].unlink()  # It is another file then: the first iterator may still read ahead.
+    if left != "no file":
+        kept = {"one byte less": -1, "half": len(content) // 2, "the header": 64, "nothing": 0}
+        files[1].write_bytes(content[: kept[left]])
+    batches = _take(config, 6)
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert warning.startswith(f"skipped: {files[1]} is cut off, damaged or missing")
+    for epoch in (batches[:3], batches[3:]):
+        assert sum(batch["skipped"].sum() for batch in epoch) == 4
+    for batch, expected in zip(batches, whole, strict=True):
+        skipped = batch["skipped"] == 1
+        np.testing.assert_array_equal(skipped, np.isin(expected["label"], (4, 5, 6, 7)))
+        assert not np.isin(batch["label"], (4, 5, 6, 7)).any()
+        for name in ("image", "label"):
+            np.testing.assert_array_equal(batch[name][~skipped], expected[name][~skipped])
+    with pytest.raises(UserError, match=f"^{files[1]} is cut off, damaged or missing: copy it"):
+        list(pipeline.evaluation_batches(config, "train", 4))
+    assert len(list(pipeline.evaluation_batches(config, "train[:4]", 4))) == 1
+
+
+def test_records_with_changed_bytes_are_skipped_alone(sharded, caplog):
+    config, files = sharded
+    content = bytearray(files[2].read_bytes())
+    place = content.index(b"IDAT")
+    content[place : place + 4] = b"ITAD"
+    files[2].write_bytes(bytes(content))
+    batches = _take(config, 3)
+    assert sum(batch["skipped"].sum() for batch in batches) == 1
+    assert len({int(label) for batch in batches for label in batch["label"]}) == 11
+    assert caplog.text.count(f"{files[2]} is cut off, damaged or missing") == 1
+
+
+@pytest.mark.slow
+def test_workers_name_a_cut_off_file_once(sharded, caplog):
+    config, files = sharded
+    os.truncate(files[0], 100)
+    expected = _take(config, 6)
+    examples._warn_once.cache_clear()
+    caplog.clear()
+    config.num_workers = 2
+    _assert_equal(_take(config, 6), expected)
+    assert len(caplog.records) == 1 and str(files[0]) in caplog.text
+
+
+def _kill_workers(count=None):
+    """Ends data workers of this process as the kernel does when memory is short."""
+    workers = multiprocessing.active_children()[:count]
+    assert workers
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+def test_dying_workers_change_no_batch(photos_config, caplog):
+    expected = _take(photos_config(), 12)
+    options = {"batch_size": 4, "seed": 0}
+    config = photos_config(num_workers=2)
+    batches = []
+    with contextlib.closing(pipeline.train_iterator(config, **options)) as iterator:
+        for step in range(12):
+            if step in (1, 7):
+                _kill_workers(count=1 if step == 1 else 2)
+            batches.append(next(iterator))
+    _assert_equal(batches, expected)
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert all("a data worker has died (exit code -9)" in line for line in warnings)
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.slow
+def test_workers_that_die_again_and_again_are_an_error(photos_config, caplog):
+    config = photos_config(num_workers=1)
+    with contextlib.closing(pipeline.train_iterator(config, batch_size=4, seed=0)) as iterator:
+        next(iterator)
+        with pytest.raises(UserError, match="died 4 times within .* lower config.data.num_workers"):
+            for _ in range(100):
+                if workers := multiprocessing.active_children():
+                    os.kill(workers[0].pid, signal.SIGKILL)
+                next(iterator)
+    assert len(caplog.records) == 3
+
+
+@pytest.mark.slow
+def test_a_dying_worker_changes_no_evaluation(photos_config, caplog):
+    expected = list(pipeline.evaluation_batches(photos_config(), "validation", 1))
+    batches = []
+    for batch in pipeline.evaluation_batches(photos_config(num_workers=2), "validation", 1):
+        if not batches:
+            _kill_workers()
+        batches.append(batch)
+    _assert_equal(batches, expected)
+    assert "a data worker has died" in caplog.text
 
 
 def test_a_batch_without_one_decodable_image_is_an_error(pixels_config):
@@ -367,7 +479,7 @@ import sys
 
 from ml_collections import ConfigDict
 
-from nvg_jax.data import pipeline
+from nvg_jax.data import examples, pipeline
 
 
 def main():

@@ -18,7 +18,7 @@ _ON_EIGHT_DEVICES = """
 import sys
 import jax
 import numpy as np
-from jax.sharding import AxisType
+from nvg_jax import sharding
 from nvg_jax.evaluation import distribution, features
 from nvg_jax.evaluation.small_classifier import SmallClassifier
 from nvg_jax.frozen.inception import Inception
@@ -34,9 +34,7 @@ network = Frozen(module, jax.tree.map(fill, shapes))
 images = rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
 
 def measure(devices):
-    mesh = jax.make_mesh(
-        (devices,), ("data",), devices=jax.devices()[:devices], axis_types=(AxisType.Auto,)
-    )
+    mesh = sharding.create_mesh(devices=jax.devices()[:devices])
     seen = features.concatenate(
         features.extract(network, features.of_images(images, mesh, 2))
     )

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import base
+from nvg_jax import sharding
 from nvg_jax.checkpoint import load_weights
 from nvg_jax.errors import UserError
 from nvg_jax.interop import convert, released
@@ -64,7 +65,7 @@ def generator_file(golden_generator, tmp_path):
 
 
 def _load(directory, module, *example):
-    shapes = jax.eval_shape(module.init, jax.random.key(0), *example)
+    shapes = sharding.unnamed(jax.eval_shape(module.init, jax.random.key(0), *example))
     return load_weights(directory, shapes, module.architecture)
 
 

@@ -42,6 +42,7 @@ def model(config, random_variables):
         random_variables(tokenizer, tokenizer.example()),
         generator,
         random_variables(generator, generator.example()),
+        sharding.create_mesh(),
     )
 
 

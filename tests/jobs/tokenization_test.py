@@ -17,7 +17,7 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ml_collections import ConfigDict
 
-from nvg_jax import checkpoint, jobs
+from nvg_jax import checkpoint, jobs, sharding
 from nvg_jax.data import pipeline, token_cache
 from nvg_jax.errors import UserError
 from nvg_jax.models.build import build_tokenizer
@@ -55,7 +55,9 @@ def _save_weights(config, random_variables, factor):
 
 def _tokenizer(config):
     tokenizer = build_tokenizer(config)
-    abstract = jax.eval_shape(tokenizer.init, jax.random.key(0), tokenizer.example())
+    abstract = sharding.abstract(
+        tokenizer.init, sharding.create_mesh(), jax.random.key(0), tokenizer.example()
+    )
     weights = config.tokenizer.checkpoint
     return tokenizer, checkpoint.load_weights(weights, abstract, tokenizer.architecture)
 

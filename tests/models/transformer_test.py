@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax import granularity
+from nvg_jax import granularity, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.models import transformer
 from nvg_jax.models.transformer import Block, Stack
@@ -112,7 +112,7 @@ def _block(variables, index, inputs, x):
 def test_parameters_are_stacked_along_depth_and_applied_in_order(inputs, variables):
     shapes = {leaf.shape[0] for leaf in jax.tree.leaves(variables)}
     assert shapes == {3}
-    assert variables["params"]["blocks"]["linear1"]["kernel"].shape == (3, WIDTH, 7 * WIDTH)
+    assert variables["params"]["blocks"]["linear1"]["kernel"].shape == (3, WIDTH, 7, WIDTH)
     expected = inputs[0]
     for index in range(3):
         expected = jax.jit(_block, static_argnums=1)(variables, index, inputs, expected)
@@ -121,8 +121,8 @@ def test_parameters_are_stacked_along_depth_and_applied_in_order(inputs, variabl
 
 
 def test_blocks_start_out_different(inputs):
-    params = jax.jit(_stack(2).init, static_argnums=4)(jax.random.key(0), *inputs, True)["params"]
-    first, second = params["blocks"]["linear2"]["kernel"]
+    variables = jax.jit(_stack(2).init, static_argnums=4)(jax.random.key(0), *inputs, True)
+    first, second = sharding.unnamed(variables)["params"]["blocks"]["linear2"]["kernel"]
     assert jnp.abs(first - second).max() > 0.01
 
 

@@ -11,9 +11,9 @@ from nvg_jax.training import flops
 def test_a_product_and_its_gradient():
     a, b = jnp.ones((8, 32)), jnp.ones((32, 16))
     forward = 2 * 8 * 32 * 16
-    assert flops.count(jnp.matmul, a, b) == forward
+    assert flops.count(jax.make_jaxpr(jnp.matmul)(a, b)) == forward
     both = jax.grad(lambda a, b: jnp.sum((a @ b) ** 2), (0, 1))
-    assert flops.count(both, a, b) == 3 * forward
+    assert flops.count(jax.make_jaxpr(both)(a, b)) == 3 * forward
 
 
 def test_loops_count_as_often_as_they_run():
@@ -22,10 +22,10 @@ def test_loops_count_as_often_as_they_run():
     def stack(x, w):
         return lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=10)[0]
 
-    assert flops.count(jax.jit(stack), x, w) == 10 * 2 * 4 * 8 * 8
+    assert flops.count(jax.make_jaxpr(jax.jit(stack))(x, w)) == 10 * 2 * 4 * 8 * 8
     gradient = jax.grad(lambda w: jnp.sum(stack(x, w)))
     # The first block's input needs no gradient, but all blocks run the same program.
-    assert flops.count(gradient, w) == 3 * 10 * 2 * 4 * 8 * 8
+    assert flops.count(jax.make_jaxpr(gradient)(w)) == 3 * 10 * 2 * 4 * 8 * 8
 
 
 @pytest.mark.parametrize("stride, groups", [(1, 1), (2, 1), (1, 4)])
@@ -43,17 +43,13 @@ def test_a_convolution_and_its_gradient(stride, groups):
         )
 
     forward = 2 * (2 * (8 // stride) ** 2 * 8) * 9 * (4 // groups)
-    assert flops.count(conv, image, kernel) == forward
+    assert flops.count(jax.make_jaxpr(conv)(image, kernel)) == forward
     both = jax.grad(lambda image, kernel: jnp.sum(conv(image, kernel) ** 2), (0, 1))
-    assert flops.count(both, image, kernel) == pytest.approx(3 * forward, rel=0.35)
+    assert flops.count(jax.make_jaxpr(both)(image, kernel)) == pytest.approx(3 * forward, rel=0.35)
 
 
 def test_of_branches_the_most_expensive_counts():
     def either(x):
         return lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
-    assert flops.count(either, jnp.ones((4, 4))) == 2 * 2 * 4**3
-
-
-def test_no_peak_is_made_up():
-    assert flops.peak() is None  # Tests run on CPUs, which have no published one.
+    assert flops.count(jax.make_jaxpr(either)(jnp.ones((4, 4)))) == 2 * 2 * 4**3

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax import jobs
+from nvg_jax import jobs, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen
@@ -51,7 +51,8 @@ def batch():
 
 def fresh_state(task):
     key = jax.random.key(2)
-    return task.init_state(jax.jit(task.init_variables)(key), key)
+    variables = sharding.unnamed(jax.jit(task.init_variables)(key))
+    return sharding.unnamed(task.init_state(variables, key))
 
 
 def test_loss_falls_and_is_the_sum_of_its_terms(make_task, batch):
@@ -129,7 +130,7 @@ def test_repa_aligns_the_tapped_tokens(make_task, batch):
     features = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
     task = make_task(Frozen(module, features), repa={"weight": 0.5, "depth": 1, "hidden": 32})
     state = fresh_state(task)
-    first_kernel = np.array(state.params["projector"]["Dense_0"]["kernel"])
+    first_kernel = np.array(state.params["projector"]["linear1"]["kernel"])
     history = []
     for step in range(10):
         state, metrics = task.step(state, batch, jax.random.key(step), step)
@@ -140,7 +141,7 @@ def test_repa_aligns_the_tapped_tokens(make_task, batch):
     np.testing.assert_allclose(last["loss"], total, rtol=1e-5)
     assert last["repa_by_stage"].shape == (5,)
     assert last["repa"] < 0.9 * history[0]["repa"] and history[0]["repa"] < 2.0
-    assert np.any(state.params["projector"]["Dense_0"]["kernel"] != first_kernel)
+    assert np.any(state.params["projector"]["linear1"]["kernel"] != first_kernel)
     assert "projector" not in state.ema["params"]
 
 

@@ -1,5 +1,8 @@
 """The loop around a task that is a single number."""
 
+import logging
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +14,7 @@ from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.training import loop
 from nvg_jax.training.state import TrainState
+from tests.small_disk import small_disk
 
 
 class Counting:
@@ -36,6 +40,9 @@ class Counting:
         state = state.update({"w": gradient}, self.optimizer, 0.9)
         loss = jnp.where(step + 1 == self.bad_step, jnp.inf, 1.0)
         return state, {"loss": loss, "token_counts": jnp.ones((2, 2), jnp.int32)}
+
+    def trace(self, state, batch, key):
+        return jax.jit(lambda *arguments: self.step(*arguments, step=0)).trace(state, batch, key)
 
     def count_flops(self, state, batch, key):
         return 1e9
@@ -74,7 +81,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(train):
     steps = iter(range(100))
     task = Counting()
     with pytest.raises(loop.Preempted, match="saved step 5 of 10"):
-        train(task, "other", stop=lambda: next(steps) == 4 or None)
+        train(task, "other", stop=lambda: next(steps) == 4)
     assert task.seen == [0, 1, 2, 3, 4]
     task = Counting()
     resumed = train(task, "other")
@@ -104,6 +111,78 @@ def test_training_can_start_from_given_variables(train):
 def test_finish_changes_what_is_kept(train):
     train(Counting(), finish=lambda state: state.replace(ema={"params": {"w": jnp.float32(5)}}))
     assert float(train(Counting()).ema["params"]["w"]) == 5.0
+
+
+@pytest.fixture
+def disk(tmp_path):
+    with small_disk(tmp_path, "2m") as mounted:
+        yield mounted
+
+
+def after_steps(actions):
+    """A question whether to stop that does something at a step and never says yes."""
+    steps = iter(range(1, 100))
+    return lambda: bool(actions.get(next(steps), lambda: None)())
+
+
+def fill_once_saved(disk, step):
+    """Fills the disk, but only when a step's checkpoint is whole."""
+    while not (disk.path / "run" / "checkpoints" / str(step)).exists():
+        time.sleep(0.01)
+    disk.fill()
+
+
+def test_training_outlives_a_full_disk(train, disk, caplog):
+    caplog.set_level(logging.INFO, logger="nvg_jax")
+    expected = train(Counting())
+    caplog.clear()
+    task = Counting()
+    fill_and_free = after_steps({4: lambda: fill_once_saved(disk, 3), 7: disk.free})
+    state = train(task, disk.path / "run", stop=fill_and_free)
+    assert task.seen == list(range(10))
+    jax.tree.map(np.testing.assert_array_equal, state, expected)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert len([line for line in warnings if "saving step 6 failed (No space left" in line]) == 1
+    # A summary may fit what is left of a block.
+    assert len(warnings) == 1 + len([line for line in warnings if "no summaries can be" in line])
+    assert "saving works again: step 9" in caplog.text
+    again = Counting()
+    jax.tree.map(np.testing.assert_array_equal, train(again, disk.path / "run"), expected)
+    assert again.seen == []
+
+
+def test_work_that_cannot_be_kept_is_an_error(train, disk):
+    expected = train(Counting())
+    with pytest.raises(UserError, match=r"saving step 10 failed \(No space.*step 6 stays.*again"):
+        train(
+            Counting(), disk.path / "run", stop=after_steps({7: lambda: fill_once_saved(disk, 6)})
+        )
+    disk.free()
+    task = Counting()
+    jax.tree.map(np.testing.assert_array_equal, train(task, disk.path / "run"), expected)
+    assert task.seen == [6, 7, 8, 9]
+
+
+def test_a_stop_that_cannot_be_kept_is_an_error(train, disk):
+    steps = iter(range(1, 100))
+
+    def stop():
+        step = next(steps)
+        if step == 4:
+            fill_once_saved(disk, 3)
+        return step == 5
+
+    with pytest.raises(UserError, match=r"saving step 5 failed \(No space.*step 3 stays usable"):
+        train(Counting(), disk.path / "run", stop=stop)
+
+
+def test_a_directory_that_cannot_be_written_is_a_mistake(train, disk):
+    def begin():
+        (disk.path / "config.json").write_text("{}" * 9000)
+
+    disk.fill(leave=8192)
+    with pytest.raises(UserError, match=r"cannot write to .*run \(No space left on device\): name"):
+        train(Counting(), disk.path / "run", begin=begin)
 
 
 def test_schedule_counts_whole_batches():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvg_jax import sharding
 from nvg_jax.training.repa import Projector, misalignment
 
 
@@ -28,9 +29,9 @@ def test_zero_tokens_have_a_finite_gradient():
 
 def test_projector_is_three_layers_with_silu():
     projector, x = Projector(hidden=7, features=3), jnp.linspace(-2, 2, 8).reshape(2, 4)
-    params = projector.init(jax.random.key(0), x)["params"]
-    for layer in range(3):
-        x = x @ params[f"Dense_{layer}"]["kernel"] + params[f"Dense_{layer}"]["bias"]
-        x = x / (1 + np.exp(-x)) if layer < 2 else x
+    params = sharding.unnamed(projector.init(jax.random.key(0), x))["params"]
+    for layer in (1, 2, 3):
+        x = x @ params[f"linear{layer}"]["kernel"] + params[f"linear{layer}"]["bias"]
+        x = x / (1 + np.exp(-x)) if layer < 3 else x
     actual = projector.apply({"params": params}, jnp.linspace(-2, 2, 8).reshape(2, 4))
     np.testing.assert_allclose(actual, x, atol=1e-5)

@@ -10,8 +10,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
-from nvg_jax.training import flops
+from nvg_jax import hardware
 from nvg_jax.training.report import Report
+from tests.small_disk import small_disk
 
 
 @pytest.fixture
@@ -56,7 +57,8 @@ def test_summary_is_the_mean_over_the_steps(report, tmp_path, caplog):
 def test_utilisation_is_what_a_step_takes_of_the_peak(report, tmp_path, caplog, monkeypatch):
     caplog.set_level(logging.INFO, logger="nvg_jax")
     kind = jax.devices()[0].device_kind
-    monkeypatch.setitem(flops.PEAK_FLOPS, kind, 1e12 / jax.device_count())
+    chip = hardware.Chip(1e12 / jax.device_count(), 1, 1.0, 1.0)
+    monkeypatch.setitem(hardware.CHIPS, kind, chip)
     report.step_flops = 3e9
     report.add(metrics(1.0), skipped=0)
     time.sleep(0.05)
@@ -76,3 +78,30 @@ def test_pictures_are_written_as_files(report, tmp_path):
     picture = np.full((8, 8, 3), 7, np.uint8)
     report.write_pictures(12, {"samples": picture})
     assert (tmp_path / "pictures" / "samples_00000012.png").exists()
+
+
+def test_a_full_disk_ends_no_training(tmp_path, caplog):
+    """What comes before and after can be read, although a record in between is half written."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    with small_disk(tmp_path, "1m") as disk:
+        directory = disk.path / "generator"
+        report = Report("generator", str(directory), num_steps=100, batch_size=32, start=10)
+        for step in range(11, 16):
+            if step == 12:
+                disk.fill(leave=4096)
+            elif step == 15:
+                disk.free()
+            report.add(metrics(float(step)), skipped=0)
+            report.write(step, learning_rate=1e-3)
+            report.write_pictures(step, {"noise": noise})
+        report.close()
+        (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        assert "no summaries can be written to" in line and "No space left on device" in line
+        assert "training goes on" in line
+        losses = {}
+        for file in directory.glob("events*"):
+            events = EventAccumulator(str(file), size_guidance={"tensors": 0}).Reload()
+            if "loss" in events.Tags()["tensors"]:
+                losses |= {e.step: make_ndarray(e.tensor_proto) for e in events.Tensors("loss")}
+        assert {11, 15} <= losses.keys() and all(step == loss for step, loss in losses.items())
+        assert (directory / "pictures" / "noise_00000015.png").stat().st_size > 10_000

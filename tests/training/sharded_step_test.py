@@ -31,7 +31,7 @@ key = jax.random.key(0)
 dino = VisionTransformer(16, width=32, num_heads=2, native_grid=2, layer_scale=False, depth=12)
 dino = Frozen(dino, jax.jit(dino.init)(key, jnp.zeros((1, 16, 16, 3))))
 tokenizer = build_tokenizer(config)
-variables = jax.jit(tokenizer.init)(key, tokenizer.example())
+variables = sharding.unnamed(jax.jit(tokenizer.init)(key, tokenizer.example()))
 
 def generator(microbatches):
     config.generator.training.microbatches = microbatches
@@ -45,14 +45,9 @@ image = random.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
 batch = {"image": image, "label": np.arange(8, dtype=np.int32)}
 
 def run(task, devices):
-    mesh = jax.make_mesh(
-        (devices,),
-        ("data",),
-        axis_types=(jax.sharding.AxisType.Auto,),
-        devices=jax.devices()[:devices],
-    )
+    mesh = sharding.create_mesh(devices=jax.devices()[:devices])
     placement = sharding.replicated(mesh)
-    start = jax.jit(lambda key: task.init_state(task.init_variables(key), key))
+    start = jax.jit(lambda key: sharding.unnamed(task.init_state(task.init_variables(key), key)))
     state = jax.device_put(jax.device_get(start(key)), placement)
     with jax.set_mesh(mesh):
         state, metrics = task.step(state, sharding.place_batch(batch, mesh), key, 10)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen, load_network
@@ -27,11 +28,13 @@ def task(tiny_config):
 
 
 def fresh_variables(task):
-    return jax.jit(task.init_variables)(KEY)
+    return sharding.unnamed(jax.jit(task.init_variables)(KEY))
 
 
 def fresh_state(task):
-    return jax.jit(lambda key: task.init_state(task.init_variables(key), key))(KEY)
+    return jax.jit(lambda key: task.init_state(sharding.unnamed(task.init_variables(key)), key))(
+        KEY
+    )
 
 
 @pytest.fixture

@@ -1,0 +1,192 @@
+"""Real processes on a full disk, stopped while saving, and with workers that are killed."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from tests.resume_test import command, final_states, run
+from tests.small_disk import small_disk
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def config(tiny_config):
+    """Forty steps of each training, without the frozen networks."""
+    for training in (tiny_config.tokenizer.training, tiny_config.generator.training):
+        training.batch_size = 16
+        training.epochs = 40 / 89  # Steps of an epoch of 1,437 images.
+        training.checkpoint_every = 3
+        training.log_every = 10
+        training.image_every = 1000
+    return tiny_config
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return tmp_path_factory.mktemp("uninterrupted")
+
+
+@pytest.fixture
+def expected(config, uninterrupted):
+    """What a run ends with to which nothing happens."""
+    if not any(uninterrupted.iterdir()):
+        result = run(command(config, uninterrupted))
+        assert result.returncode == 0, result.stderr
+    return final_states(uninterrupted)
+
+
+class Training:
+    """A process under way; what it says goes to a file, which never makes it wait."""
+
+    def __init__(self, arguments: list[str], log: pathlib.Path):
+        self._log = log
+        with log.open("w") as file:
+            self._process = subprocess.Popen(arguments, stdout=file, stderr=subprocess.STDOUT)
+        self.pid = self._process.pid
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self._process.kill()
+        self._process.wait()
+
+    def wait_until(self, ready) -> None:
+        while not ready():
+            assert self._process.poll() is None, self._log.read_text()
+            time.sleep(0.001)
+
+    def end(self, timeout: int = 500) -> tuple[int, str]:
+        """Waits for it: its exit code and all that it said."""
+        return self._process.wait(timeout), self._log.read_text()
+
+
+def assert_same(workdir, expected):
+    jax.tree.map(np.testing.assert_array_equal, final_states(workdir), expected)
+
+
+def test_training_on_a_full_disk_says_so_and_goes_on_after(config, expected, tmp_path):
+    """It cannot keep what it ends with: one line and an exit code, and nothing else is lost."""
+    with small_disk(tmp_path, "1g") as disk:
+        workdir = disk.path / "run"
+        first = workdir / "tokenizer" / "checkpoints" / "3"
+        with Training(command(config, workdir), tmp_path / "log") as training:
+            training.wait_until(first.exists)
+            disk.fill()
+            code, output = training.end()
+        assert code == 1, output
+        assert "saving step" in output and "training goes on" in output
+        (error,) = [line for line in output.splitlines() if line.startswith("error: ")]
+        problem = r"saving step 40 failed \(No space left on device\): step \d+ stays usable in "
+        assert re.search(problem, error) and "run the same command again" in error
+        assert "Traceback" not in output and "orbax" not in output.replace(".orbax-", "")
+        kept = sorted(path.name for path in first.parent.iterdir())
+        assert kept and all(name.isdigit() for name in kept)
+        disk.free()
+        result = run(command(config, workdir))
+        assert result.returncode == 0, result.stderr
+        assert "tokenizer: resumed at step" in result.stdout
+        assert_same(workdir, expected)
+
+
+def test_sigterm_while_saving(config, expected, tmp_path):
+    """In each training once, while a checkpoint is half written."""
+    for name in ("tokenizer", "generator"):
+        checkpoints = tmp_path / name / "checkpoints"
+
+        def is_half_written(checkpoints=checkpoints):
+            return bool(list(checkpoints.glob("*tmp*/*")))
+
+        with Training(command(config, tmp_path), tmp_path / "log") as training:
+            while True:
+                training.wait_until(is_half_written)
+                os.kill(training.pid, signal.SIGSTOP)  # Look again: it may be renamed.
+                if is_half_written():
+                    break
+                os.kill(training.pid, signal.SIGCONT)
+            os.kill(training.pid, signal.SIGTERM)
+            os.kill(training.pid, signal.SIGCONT)
+            code, output = training.end()
+        assert code == 0, output
+        saved = re.search(rf"stopped by SIGTERM: saved step (\d+) of 40 of the {name}", output)
+        assert saved and (checkpoints / saved[1]).is_dir()
+        assert not list(checkpoints.glob("*tmp*"))
+    result = run(command(config, tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "generator: resumed at step" in result.stdout
+    assert_same(tmp_path, expected)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="finds processes in /proc")
+def test_killed_data_workers(config, expected, tmp_path):
+    """Nor do workers hold what only the main process needs: TensorFlow, and the devices."""
+    arguments = [*command(config, tmp_path), "--config.data.num_workers=2"]
+    with Training(arguments, tmp_path / "log") as training:
+        for killed, name in enumerate(("tokenizer", "generator")):
+            checkpoints = tmp_path / name / "checkpoints"
+            training.wait_until(lambda place=checkpoints: list(place.glob("[0-9]*")))
+            workers = workers_of(training.pid)
+            assert len(workers) == 2
+            assert "tensorflow/" in libraries(training.pid)
+            for worker in workers:
+                found = libraries(worker)
+                assert "array_record" in found
+                assert not re.search("tensorflow/|libtpu|xla_cuda|libjax_common", found)
+            os.kill(workers[killed], signal.SIGKILL)
+        code, output = training.end()
+    assert code == 0, output
+    assert output.count("a data worker has died (exit code -9)") == 2
+    assert "Traceback" not in output
+    assert_same(tmp_path, expected)
+
+
+def libraries(pid: int) -> str:
+    return pathlib.Path(f"/proc/{pid}/maps").read_text()
+
+
+def workers_of(pid: int) -> list[int]:
+    """Children are listed by the thread that started them."""
+    lists = [path.read_text() for path in pathlib.Path(f"/proc/{pid}/task").glob("*/children")]
+    return [
+        int(child)
+        for child in " ".join(lists).split()
+        if "spawn_main" in pathlib.Path(f"/proc/{child}/cmdline").read_text()
+    ]
+
+
+def test_a_token_cache_on_a_full_disk(config, tmp_path):
+    config.tokenizer.training.epochs = 0.05
+    result = run(
+        [*command(config, tmp_path), "--job=train", "--config.generator.training.epochs=0"]
+    )
+    assert result.returncode == 0, result.stderr
+    with small_disk(tmp_path, "4m") as disk:
+        cache = disk.path / "cache"
+        arguments = [
+            *command(config, tmp_path),
+            "--job=tokenize",
+            f"--config.token_cache.directory={cache}",
+            "--config.token_cache.shard_size=200",
+            "--config.token_cache.batch_size=50",
+            "--config.token_cache.num_crops=4",
+        ]
+        disk.fill(leave=600_000)
+        result = run(arguments)
+        assert result.returncode == 1
+        (line,) = result.stderr.strip().splitlines()
+        assert re.search(r"^error: .*array_record cannot be written \(.*No space left.*make", line)
+        kept = {path.name: path.stat().st_mtime for path in cache.glob("*.array_record")}
+        assert kept and not list(cache.glob("*.part"))
+        disk.free()
+        result = run(arguments)
+        assert result.returncode == 0, result.stderr
+        assert kept.items() <= {path.name: path.stat().st_mtime for path in cache.iterdir()}.items()
+        assert len(list(cache.glob("*.array_record"))) == 29
