@@ -42,6 +42,14 @@ def _parse_flags(argv: list[str]) -> list[str]:
     return rest
 
 
+def show_warnings_only(prefix: str) -> None:
+    """Leaves the messages of a run to another process, which has the same to say."""
+    logger = logging.getLogger("nvg_jax")
+    logger.setLevel(logging.WARNING)
+    for handler in logger.handlers:
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {prefix}%(message)s", "%H:%M:%S"))
+
+
 def _show_messages() -> None:
     """Shows the package's messages, and of others' only the warnings."""
     handler = logging.StreamHandler(sys.stdout)

@@ -1,0 +1,261 @@
+"""Several processes as one run: how they find each other, and how all end when one of them does."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+
+from nvg_jax.errors import UserError
+
+# What tells a process of the others, where no cluster does. JAX itself reads the first.
+VARIABLES = {
+    "coordinator_address": "JAX_COORDINATOR_ADDRESS",
+    "num_processes": "JAX_NUM_PROCESSES",
+    "process_id": "JAX_PROCESS_ID",
+}
+
+_START_SECONDS = 300  # Machines and containers do not start at the same time.
+_HEARTBEAT_SECONDS = 30  # After which a silent process counts as dead.
+_END_SECONDS = 3600  # Process 0 may have metrics and pictures to make when the others are done.
+_FAREWELL_SECONDS = 20  # How long a process that ends early waits for others that do so as well.
+
+_START_AGAIN = (
+    "start all of them again with the same command, and training goes on from the last checkpoint"
+)
+_ENDED = "another process of this run has ended ({}): " + _START_AGAIN
+_SEE_ABOVE = "or is out of reach; the lines above are JAX's report"
+
+# What failed communication is called by the libraries that do it.
+_LOST_CONNECTION = re.compile("Gloo|NCCL|[Bb]arrier|coordination service")
+
+_last_words = ""  # What a process says when JAX aborts it, and the exit code.
+_exit_code = 1
+
+
+@contextlib.contextmanager
+def processes(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    stopped_exit_code: int = 0,
+    start_seconds: int = _START_SECONDS,
+) -> Iterator[int]:
+    """Makes this process one of a run of many, if it is one; gives its number, which is 0 alone.
+
+    What is not given comes from VARIABLES, or else from the cluster that JAX detects: a TPU pod,
+    Slurm, a Kubernetes Job, Open MPI. Has to come before any other use of devices.
+
+    When another process dies, this one ends within a minute, with one line and exit code 1: either
+    by a UserError, because it was talking to the other one, or at once, when JAX gives notice. On
+    leaving it waits for the others; after an exception only for a short time, since they may not
+    know of it, and then ends with exit code 1, or `stopped_exit_code` after Preempted.
+
+    Raises:
+      UserError: it is said only in part which processes there are, or another one has ended.
+    """
+    given = from_environment(
+        os.environ,
+        coordinator_address=coordinator_address,
+        num_processes=num_processes,
+        process_id=process_id,
+    )
+    if not _initialize(given, start_seconds):
+        yield 0
+        return
+    _when_aborted("error: " + _ENDED.format(_SEE_ABOVE))
+    try:
+        yield jax.process_index()
+    except BaseException as error:
+        from nvg_jax.training.loop import Preempted
+
+        reason = _lost_connection(error)
+        code = stopped_exit_code if isinstance(error, Preempted) else 1
+        _end_within(1 if reason else _FAREWELL_SECONDS, code)
+        if reason:
+            raise UserError(_ENDED.format(reason)) from error
+        raise
+    jax.distributed.shutdown()
+
+
+def from_environment(
+    environment: Mapping[str, str], **flags: str | int | None
+) -> dict[str, str | int]:
+    """What is said of VARIABLES' names, by flags or else by the environment.
+
+    Raises:
+      UserError: a value is out of its range.
+    """
+    given: dict[str, Any] = {}
+    for name, variable in VARIABLES.items():
+        if flags.get(name) is not None:
+            given[name] = flags[name]
+        elif environment.get(variable):
+            given[name] = environment[variable]
+    for name in given.keys() & {"num_processes", "process_id"}:
+        try:
+            given[name] = int(given[name])
+        except ValueError:
+            raise UserError(f"{_both_names(name)} is {given[name]!r}: give a number") from None
+    address = given.get("coordinator_address")
+    if address is not None and not re.fullmatch(r".+:\d{1,5}", address):
+        raise UserError(
+            f"{_both_names('coordinator_address')} is {address!r}: give the host of process 0 and "
+            "a free port there, as host:port"
+        )
+    count = given.get("num_processes")
+    if count is not None and count < 1:
+        raise UserError(f"{_both_names('num_processes')} is {count}: it must be at least 1")
+    index = given.get("process_id")
+    if index is not None and not 0 <= index < (index + 1 if count is None else count):
+        raise UserError(
+            f"{_both_names('process_id')} is {index}: {count or 'N'} processes are numbered 0 to "
+            f"{count - 1 if count else 'N - 1'}"
+        )
+    return given
+
+
+def check_detection(environment: Mapping[str, str], given: Mapping[str, Any]) -> None:
+    """Nothing was detected: raises a UserError where this process is not alone all the same."""
+    if given:
+        missing = ", ".join(_both_names(name) for name in VARIABLES if name not in given)
+        raise UserError(
+            f"{' and '.join(map(_both_names, given))} given, but no cluster that tells the rest: "
+            f"give {missing} as well"
+        )
+    if int(environment.get("SLURM_NTASKS", 1)) > 1:
+        raise UserError(
+            f"this Slurm job has {environment['SLURM_NTASKS']} tasks, but srun did not start this "
+            "process: start it with srun, or unset SLURM_NTASKS for a run of one process"
+        )
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        raise UserError(
+            "this is a pod of an indexed Kubernetes Job, but nothing tells of the others: set "
+            f"{', '.join(VARIABLES.values())}, or install jax[k8s], which asks Kubernetes"
+        )
+
+
+def _both_names(name: str) -> str:
+    return f"--{name} (or ${VARIABLES[name]})"
+
+
+def _initialize(given: dict[str, Any], start_seconds: int) -> bool:
+    """Joins the other processes; False if there are none."""
+    is_complete = len(given) == len(VARIABLES)
+    if not given and _is_pod_of_its_own(os.environ):
+        return False
+    if is_complete and given["process_id"] == 0:
+        _check_port(given["coordinator_address"])
+    handler_before = _when_aborted(
+        f"error: the processes of this run did not all come together within {start_seconds} s: "
+        "see that all are started, with the same number of processes, and reach the port of "
+        "process 0"
+    )
+    # SIGTERM is noticed by the training loop, which knows when to save; elsewhere it ends us.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        with warnings.catch_warnings():
+            # JAX warns that it cannot ask Kubernetes, where `check_detection` has more to say.
+            warnings.simplefilter("ignore")
+            jax.distributed.initialize(
+                **given,
+                cluster_detection_method="deactivate" if is_complete else None,
+                initialization_timeout=start_seconds,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_END_SECONDS,
+            )
+    except Exception as error:
+        if not re.search("should be defined|must be defined", str(error)):
+            # Of any kind: detection reads variables, asks servers and resolves names.
+            raise UserError(
+                "the other processes of this run cannot be found out from the environment "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:300]}): set "
+                f"{', '.join(VARIABLES.values())}"
+            ) from error
+        check_detection(os.environ, given)
+        _handle_abort(handler_before)
+        return False
+    return True
+
+
+def _is_pod_of_its_own(environment: Mapping[str, str]) -> bool:
+    """In Kubernetes, but in no indexed Job nor TPU slice: JAX would fail to detect its Job."""
+    return "KUBERNETES_SERVICE_HOST" in environment and not (
+        environment.keys() & {"JOB_COMPLETION_INDEX", "TPU_WORKER_ID"}
+    )
+
+
+def _check_port(address: str) -> None:
+    """Raises a UserError if process 0 cannot listen: JAX would crash."""
+    port = int(address.rpartition(":")[2])
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"process 0 cannot listen on port {port} ({error}): choose another port, or end "
+                "the run that has it"
+            ) from None
+
+
+def _when_aborted(line: str, code: int = 1) -> int | None:
+    """Ends the process with this line and exit code when JAX aborts it from a thread of its own.
+
+    JAX calls abort() when it gives up on another process, and takes no Python function in place of
+    that. Python's handlers of signals run in the main thread, which waits for the other process;
+    and absl's would show the stacks of all threads. Returns the handler before.
+    """
+    global _last_words, _exit_code
+    _last_words, _exit_code = f"{line}\n" if line else "", code
+    return _handle_abort(ctypes.cast(_aborted, ctypes.c_void_p))
+
+
+def _handle_abort(handler: Any) -> int | None:
+    """Sets the process's handler of SIGABRT, a C function, and returns the one before."""
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = (ctypes.c_int, ctypes.c_void_p)
+    libc.signal.restype = ctypes.c_void_p
+    return libc.signal(signal.SIGABRT, handler)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _aborted(_: int) -> None:
+    os.write(2, _last_words.encode())
+    os._exit(_exit_code)
+
+
+def _lost_connection(error: BaseException | None) -> str:
+    """One line about failed communication, if that is what led to this exception; else empty."""
+    while error is not None:
+        lines = str(error).splitlines()
+        # A mistake of the user's has its own line to say.
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            if _LOST_CONNECTION.search(str(error)):
+                return lines[0][:200]
+        error = error.__context__
+    return ""
+
+
+def _end_within(seconds: float, code: int) -> None:
+    """Ends this process, whatever it waits for: other processes may never come."""
+    _when_aborted("", code)  # It has said already why it ends.
+
+    def end() -> None:
+        time.sleep(seconds)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    threading.Thread(target=end, daemon=True).start()
