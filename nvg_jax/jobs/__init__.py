@@ -6,6 +6,7 @@ and pictures; and what the jobs write: `samples/`, `control/`, `reconstructions/
 `token_cache/`, `export/`.
 """
 
+from nvg_jax.jobs.compilation import compile
 from nvg_jax.jobs.control import control
 from nvg_jax.jobs.evaluation import evaluate
 from nvg_jax.jobs.generation import generate, requested_classes, sample, sampling_settings
@@ -16,6 +17,7 @@ from nvg_jax.jobs.training import train
 
 __all__ = [
     "Model",
+    "compile",
     "control",
     "evaluate",
     "export",

@@ -1,0 +1,342 @@
+"""The job `compile`: a training step compiled ahead of time, for devices that need not be there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.errors import JaxRuntimeError
+from jax.experimental import topologies
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from nvg_jax import hardware, hlo, sharding
+from nvg_jax.errors import UserError
+from nvg_jax.frozen import weights
+from nvg_jax.frozen.weights import NETWORKS, Frozen
+from nvg_jax.hardware import Chip
+from nvg_jax.jobs.generation import sampling_settings
+from nvg_jax.jobs.model import output_directory
+from nvg_jax.models.build import build_generator, build_tokenizer
+from nvg_jax.training import flops
+from nvg_jax.training.generator_task import GeneratorTask
+from nvg_jax.training.loop import Schedule, Task
+from nvg_jax.training.tokenizer_task import TokenizerTask
+
+log = logging.getLogger(__name__)
+
+TASKS = ("tokenizer", "generator")
+_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of")
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step. memory: bytes of a device. traffic: None if it does not fit."""
+
+    memory: int
+    state: int
+    traffic: hlo.Traffic | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a step takes. All but the FLOPs, which are those of all devices, is of one device.
+
+    Bytes: memory, of which the state and other arguments are `state`; what the chip has, `limit`.
+    Seconds at the published peak: compute, memory traffic, collectives; None for unknown devices.
+    """
+
+    task: str
+    topology: str
+    device: str
+    mesh: dict[str, int]
+    batch_size: int
+    microbatches: int
+    largest_batch_size: int | None
+    memory: int
+    state: int
+    limit: int | None
+    needed_flops: float
+    executed_flops: float
+    traffic: hlo.Traffic | None
+    seconds: dict[str, float] | None
+    num_steps: int
+
+    @property
+    def fits(self) -> bool:
+        return self.traffic is not None and (self.limit is None or self.memory <= self.limit)
+
+    @property
+    def step_seconds(self) -> float | None:
+        """The longest of the three: what a step takes at least."""
+        return max(self.seconds.values()) if self.seconds else None
+
+
+def compile(config: ConfigDict, workdir: str) -> list[Report]:
+    """Reports what a training step takes on the devices of `config.compile.topology`.
+
+    Compiles the step that `train` would run, for each of `config.compile.tasks`, for a topology as
+    'v5e:16x16' (which needs libtpu, but no TPU) or for the devices of this machine, 'local'. Prints
+    a table and writes `compile.json`.
+
+    Raises:
+      UserError: an unknown task or topology, no libtpu, or sizes that do not go together.
+    """
+    devices = topology_devices(config.compile.topology)
+    mesh = sharding.create_mesh(config.mesh, devices)
+    reports = []
+    for name in config.compile.tasks:
+        if name not in TASKS:
+            raise UserError(f"unknown task {name!r} in config.compile.tasks: there are {TASKS}")
+        reports.append(_report(config, name, mesh))
+        print(table(reports[-1]), flush=True)
+    if jax.process_index() == 0:
+        path = output_directory(workdir, "") / "compile.json"
+        path.write_text(json.dumps([dataclasses.asdict(each) for each in reports], indent=2) + "\n")
+        log.info("wrote %s", path)
+    return reports
+
+
+def topology_devices(name: str) -> Sequence[jax.Device]:
+    """The devices of a topology as 'v5e:16x16', which need not be there, or of 'local'."""
+    if name == "local":
+        return jax.devices()
+    # Nothing runs there, and nothing here but on the CPU. libtpu would look for a TPU and wait,
+    # and only one process could load it.
+    jax.config.update("jax_platforms", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", name.replace(":", "-"))
+    try:
+        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except JaxRuntimeError as error:
+        reason = " ".join(str(error).split())
+    except (RuntimeError, NotImplementedError, ImportError, ValueError):
+        reason = "libtpu is missing: run `pip install -r requirements-compile.txt`"
+    raise UserError(
+        f"cannot compile for config.compile.topology={name!r} ({reason}): name one as v5e:16x16, "
+        "v5p:4x4x8, v4:4x4x4, v6e:8x8, or 'local'"
+    )
+
+
+def _report(config: ConfigDict, name: str, mesh: Mesh) -> Report:
+    training = config[name].training
+    sharding.process_batch_size(
+        training.batch_size // training.microbatches,
+        mesh,
+        f"config.{name}.training.batch_size / microbatches",
+    )
+    schedule = Schedule.create(training, config.compile.num_images)
+    device = mesh.devices.flat[0]
+    chip = hardware.chip(device)
+    task = _task(config, name, mesh, schedule)
+    log.info("compiling the step of the %s with a batch of %d", name, training.batch_size)
+    arguments = _arguments(config, task, mesh, training.batch_size)
+    with jax.set_mesh(mesh):
+        executed = flops.count(task.trace(*arguments).jaxpr)
+        needed = task.count_flops(*arguments)
+    compiled = _compile(task, mesh, arguments)
+    largest = None
+    if chip and config.compile.largest_batch:
+        largest = _largest_batch_size(config, name, mesh, schedule, chip, compiled)
+    return Report(
+        task=name,
+        topology=config.compile.topology,
+        device=f"{mesh.size} x {device.device_kind}",
+        mesh=dict(mesh.shape),
+        batch_size=training.batch_size,
+        microbatches=training.microbatches,
+        largest_batch_size=largest,
+        memory=compiled.memory,
+        state=compiled.state,
+        limit=chip and chip.memory,
+        needed_flops=needed,
+        executed_flops=executed,
+        traffic=compiled.traffic,
+        seconds=_seconds(executed / mesh.size, compiled.traffic, chip),
+        num_steps=schedule.num_steps,
+    )
+
+
+def _task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule) -> Task:
+    """The task that `train` would run, with shapes in place of weights."""
+    training = config[name].training
+    tokenizer = build_tokenizer(config)
+
+    def network(name: str, needed: float) -> Frozen | None:
+        if not needed:
+            return None
+        module = NETWORKS[name].module
+        return Frozen(module, sharding.abstract(lambda: weights.abstract(name), mesh))
+
+    if name == "tokenizer":
+        return TokenizerTask(
+            tokenizer,
+            training,
+            schedule.num_steps,
+            schedule.epoch_steps,
+            network("lpips", training.lpips_weight),
+            network("dino", training.adversarial_weight),
+        )
+    variables = sharding.abstract(tokenizer.init, mesh, jax.random.key(0), tokenizer.example())
+    return GeneratorTask(
+        build_generator(config),
+        tokenizer,
+        variables,
+        training,
+        schedule.num_steps,
+        sampling_settings(config),
+        network("dinov2", training.repa.weight),
+    )
+
+
+def _arguments(config: ConfigDict, task: Task, mesh: Mesh, batch_size: int) -> tuple[Any, Any, Any]:
+    """The state, a batch and a key, as shapes in their places."""
+    split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    side = config.data.image_size
+    batch = {
+        "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32, sharding=split),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split),
+    }
+    key = jax.random.key(0)
+    state = sharding.abstract(lambda key: task.init_state(task.init_variables(key), key), mesh, key)
+    return state, batch, jax.ShapeDtypeStruct((), key.dtype, sharding=whole)
+
+
+def _compile(task: Task, mesh: Mesh, arguments: tuple[Any, Any, Any]) -> Compiled:
+    state = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(arguments[0])
+    )
+    try:
+        with jax.set_mesh(mesh):
+            compiled = task.trace(*arguments).lower().compile()
+    except JaxRuntimeError as error:
+        used = _USED.search(str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+            raise
+        return Compiled(round(float(used[1]) * _UNITS[used[2]]), state, None)
+    sizes = compiled.memory_analysis()
+    memory = (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        - sizes.alias_size_in_bytes
+        + sizes.temp_size_in_bytes
+        + sizes.generated_code_size_in_bytes
+    )
+    return Compiled(memory, state, hlo.traffic(compiled.as_text()))
+
+
+def _largest_batch_size(
+    config: ConfigDict,
+    name: str,
+    mesh: Mesh,
+    schedule: Schedule,
+    chip: Chip,
+    compiled: Compiled,
+) -> int:
+    """The largest batch that fits at once; 0 if not even one image for each device does.
+
+    Memory grows nearly in a line with the batch: two sizes are compiled, and what follows from
+    them is tried.
+    """
+    shards = sharding.num_batch_shards(mesh)
+    of_one = config.copy_and_resolve_references()
+    of_one[name].training.microbatches = 1
+    task = _task(of_one, name, mesh, schedule)
+    few = config[name].training.batch_size // config[name].training.microbatches // shards
+    tried = {few: compiled} if config[name].training.microbatches == 1 else {}
+
+    def memory(images: int) -> int:
+        """Of a device with so many images."""
+        if images not in tried:
+            log.info("compiling the step of the %s with %d image(s) a device", name, images)
+            arguments = _arguments(config, task, mesh, images * shards)
+            tried[images] = _compile(task, mesh, arguments)
+        return tried[images].memory
+
+    def fits(images: int) -> bool:
+        return memory(images) <= chip.memory and tried[images].traffic is not None
+
+    def on_the_line(images: int) -> int:
+        """As many as fit if memory grew in a line through `few` and `images`."""
+        by_image = (memory(images) - memory(few)) / (images - few)
+        return int(few + (chip.memory - memory(few)) / max(by_image, 1.0))
+
+    images = max(on_the_line(2 * few), 0)
+    while images and not fits(images):
+        images = max(min(on_the_line(images), images - 1), 0) if images != few else images - 1
+    return images * shards
+
+
+def _seconds(
+    executed_flops: float, traffic: hlo.Traffic | None, chip: Chip | None
+) -> dict[str, float] | None:
+    if not (traffic and chip):
+        return None
+    return {
+        "compute": executed_flops / chip.flops,
+        "memory": traffic.memory_bytes / chip.memory_bandwidth,
+        "collectives": traffic.collective_bytes / chip.link_bandwidth,
+    }
+
+
+def table(report: Report) -> str:
+    """A report for the terminal."""
+
+    def gib(size: int) -> str:
+        return f"{size / 2**30:.2f} GiB"
+
+    shards = math.prod(report.mesh[axis] for axis in ("data", "fsdp"))
+    parts = report.microbatches
+    images = report.batch_size // shards // parts
+    mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    rows = [
+        ("devices", f"{report.device} ({report.topology})"),
+        ("mesh", mesh),
+        ("batch", f"{report.batch_size:,}: {images} image(s) a device at once, {parts} part(s)"),
+        ("memory of a device", gib(report.memory)),
+        ("  parameters, optimizer, average", gib(report.state)),
+    ]
+    if report.limit:
+        verdict = "fits" if report.fits else "DOES NOT FIT"
+        rows[3] = (rows[3][0], f"{gib(report.memory)} of {gib(report.limit)}: {verdict}")
+    if report.largest_batch_size is not None:
+        largest = f"{report.largest_batch_size:,}, {report.largest_batch_size // shards} a device"
+        rows.append(("largest batch at once", largest))
+    rows.append(
+        (
+            "floating-point operations",
+            f"{report.needed_flops / 1e12:,.0f} TFLOP a step, "
+            f"{report.executed_flops / 1e12:,.0f} with what is recomputed",
+        )
+    )
+    if report.traffic:
+        rows.append(("memory traffic of a device", f"{report.traffic.memory_bytes / 1e9:,.1f} GB"))
+        for kind, each in report.traffic.collectives.items():
+            rows.append((kind, f"{each.count:.0f} times, {each.bytes / 1e9:,.3f} GB received"))
+    if report.seconds:
+        shown = (f"{name} {1e3 * value:.0f} ms" for name, value in report.seconds.items())
+        step = report.step_seconds
+        peak = report.executed_flops / report.seconds["compute"]
+        rows += [
+            ("at published peaks", ", ".join(shown)),
+            ("a step", f"at least {1e3 * step:.0f} ms, {report.batch_size / step:,.0f} images/s"),
+            ("utilisation", f"at most {report.needed_flops / step / peak:.0%}"),
+            (
+                "training",
+                f"{report.num_steps:,} steps, at least {report.num_steps * step / 86_400:.1f} days",
+            ),
+        ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([report.task, *(f"  {name:<{width}}  {value}" for name, value in rows)])
