@@ -91,7 +91,7 @@ setup() {
     command -v uv >/dev/null || python3 -m pip install --quiet --user uv
     export PATH="$HOME/.local/bin:$PATH"
     test -d venv || uv venv --quiet --python 3.11 venv
-    uv pip install --quiet --python venv/bin/python -r nvg_jax/requirements.txt "jax[tpu]"'
+    uv pip install --quiet --python venv/bin/python -r nvg_jax/requirements-gcs.txt "jax[tpu]"'
 }
 
 run() {

@@ -20,8 +20,6 @@ import contextlib
 import gc
 import json
 import logging
-import os
-import re
 from typing import Any
 
 import grain
@@ -29,23 +27,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import LatestN
 
 from nvg_jax import seal
 from nvg_jax.errors import UserError
+from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
 
 log = logging.getLogger(__name__)
 PyTree = Any
-
-# What Orbax and TensorStore raise for files that cannot be written, and for a process that failed
-# or did not come.
-_SAVING_ERRORS = (OSError, ValueError, RuntimeError)
-
-# Where they also log them, with their tracebacks and several times.
-_LOGGERS = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
 
 
 class TrainCheckpointer:
@@ -84,13 +75,13 @@ class TrainCheckpointer:
                 "%s was not written to its end and is removed; the newest complete one is used.",
                 path,
             )
-        for logger in _LOGGERS:
-            logger.addFilter(_is_not_raised_as_well)
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(said_once())
         try:
             self._manager = self._open(cleanup=True)
         except OSError as error:
             raise UserError(
-                f"no checkpoint can be written to {self._directory} ({_reason(error)}): name "
+                f"no checkpoint can be written to {self._directory} ({reason(error)}): name "
                 "another --workdir, or make room in this one"
             ) from error
 
@@ -105,7 +96,8 @@ class TrainCheckpointer:
                 async_options=ocp.AsyncOptions(
                     post_finalization_callback=self._seal_saved,
                     # Where one cannot be made, threads would wait for it and keep us from ending.
-                    create_directories_asynchronously=False,
+                    # Several processes have to fail alike, which they do in the background.
+                    create_directories_asynchronously=jax.process_count() > 1,
                 ),
             ),
         )
@@ -122,30 +114,29 @@ class TrainCheckpointer:
         """Waits for the save under way; warns if it failed."""
         self._warn(self.wait())
         self._manager.close()
-        for logger in _LOGGERS:
-            logger.removeFilter(_is_not_raised_as_well)
+        self._quiet.close()
 
     def wait(self) -> str | None:
         """Waits for the save under way. What is to be said if it failed: why, and what is left."""
         if self._saving is None:
             return None
-        reason = None
+        problem = None
         refused, self._refused = self._refused, None
         try:
             if refused:
                 raise refused
             self._manager.wait_until_finished()
-        except _SAVING_ERRORS as error:
-            reason = _reason(error)
+        except SAVING_ERRORS as error:
+            problem = reason(error)
         step, self._saving = self._saving, None
-        failed = bool(np.any(multihost_utils.process_allgather(np.array(reason is not None))))
+        failed = bool(np.any(multihost_utils.process_allgather(np.array(problem is not None))))
         if failed:
             self._start_over(step)
             latest = self._manager.latest_step()
             left = "nothing is saved yet" if latest is None else f"step {latest} stays usable"
-            reason = reason or "another process failed"
+            problem = problem or "another process failed"
             self._has_failed = True
-            return f"saving step {step} failed ({reason}): {left} in {self._directory}"
+            return f"saving step {step} failed ({problem}): {left} in {self._directory}"
         if self._has_failed:
             log.info("saving works again: step %d is in %s", step, self._directory)
         self._has_failed = False
@@ -186,7 +177,7 @@ class TrainCheckpointer:
         try:
             # force: a step below the latest would be passed over without a word.
             self._manager.save(step, args=ocp.args.Composite(**items), force=True)
-        except _SAVING_ERRORS as error:
+        except SAVING_ERRORS as error:
             self._refused = error
 
     def restore(
@@ -238,7 +229,7 @@ class TrainCheckpointer:
 
     def _start_over(self, step: int) -> None:
         """Removes what the failed save of a step left, on the disk and in Orbax."""
-        with contextlib.suppress(*_SAVING_ERRORS):  # One failure may raise several.
+        with contextlib.suppress(*SAVING_ERRORS):  # One failure may raise several.
             self._manager.close()
         self._manager = self._open(cleanup=False)
         gc.collect()  # Its errors are logged when they are collected: better now than later.
@@ -247,7 +238,7 @@ class TrainCheckpointer:
                 for path in self._unfinished(step):
                     path.rmtree()
             except OSError as error:
-                log.warning("the rest of step %d cannot be removed (%s)", step, _reason(error))
+                log.warning("the rest of step %d cannot be removed (%s)", step, reason(error))
         ocp.multihost.sync_global_processes("failed save removed")
 
     def _set_aside(self, steps: list[int]) -> None:
@@ -331,22 +322,6 @@ def load_weights(
     except seal.Damaged as damage:
         raise UserError(f"damaged weights: {damage}; make or copy {directory} anew") from None
     return _read_arrays(directory / "weights", abstract_variables)
-
-
-def _is_not_raised_as_well(record: logging.LogRecord) -> bool:
-    """Whether a message is none of those that say with a traceback what Orbax raises as well."""
-    return record.levelno < logging.ERROR or not (
-        f"{os.sep}orbax{os.sep}" in record.pathname or "never retrieved" in record.getMessage()
-    )
-
-
-def _reason(error: Exception) -> str:
-    """An exception as few words: the operating system's, if it is about that."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # As TensorStore says it.
-        return os.strerror(int(code[1]))
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _read_position(directory: epath.Path) -> dict[str, Any]:

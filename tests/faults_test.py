@@ -9,9 +9,11 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
+from etils import epath
 
-from tests.resume_test import command, final_states, run
+from tests.resume_test import command, run
 from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
@@ -67,6 +69,16 @@ class Training:
     def end(self, timeout: int = 500) -> tuple[int, str]:
         """Waits for it: its exit code and all that it said."""
         return self._process.wait(timeout), self._log.read_text()
+
+
+def final_states(workdir) -> dict:
+    """All arrays of the last checkpoints."""
+    states = {}
+    for name in ("tokenizer", "generator"):
+        path = epath.Path(workdir) / name / "checkpoints" / "40" / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            states[name] = checkpointer.restore(path)
+    return states
 
 
 def assert_same(workdir, expected):
@@ -139,13 +151,23 @@ def test_killed_data_workers(config, expected, tmp_path):
             for worker in workers:
                 found = libraries(worker)
                 assert "array_record" in found
-                assert not re.search("tensorflow/|libtpu|xla_cuda|libjax_common", found)
+                assert not re.search("tensorflow/|libtpu|xla_cuda", found)
+                assert not any(map(_OF_JAX_DEVICES.match, threads(worker)))
+            assert any(map(_OF_JAX_DEVICES.match, threads(training.pid)))
             os.kill(workers[killed], signal.SIGKILL)
         code, output = training.end()
     assert code == 0, output
     assert output.count("a data worker has died (exit code -9)") == 2
     assert "Traceback" not in output
     assert_same(tmp_path, expected)
+
+
+_OF_JAX_DEVICES = re.compile("tf_XLAEigen|llvm-worker")
+
+
+def threads(pid: int) -> list[str]:
+    """Their names."""
+    return [path.read_text() for path in pathlib.Path(f"/proc/{pid}/task").glob("*/comm")]
 
 
 def libraries(pid: int) -> str:

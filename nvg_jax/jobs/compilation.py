@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -35,6 +36,7 @@ log = logging.getLogger(__name__)
 
 TASKS = ("tokenizer", "generator")
 _USED = re.compile(r"Used ([\d.]+)([KMGT]?) of")
+_USABLE = 0.98  # Of a chip's memory; the rest is the runtime's.
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -113,6 +115,8 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     # Nothing runs there, and nothing here but on the CPU. libtpu would look for a TPU and wait,
     # and only one process could load it.
     jax.config.update("jax_platforms", "cpu")
+    # What is compiled for devices that are not there could not be read back.
+    jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -245,38 +249,43 @@ def _largest_batch_size(
     chip: Chip,
     compiled: Compiled,
 ) -> int:
-    """The largest batch that fits at once; 0 if not even one image for each device does.
-
-    Memory grows nearly in a line with the batch: two sizes are compiled, and what follows from
-    them is tried.
-    """
+    """The largest batch that fits at once, see `largest_that_fits`."""
     shards = sharding.num_batch_shards(mesh)
     of_one = config.copy_and_resolve_references()
     of_one[name].training.microbatches = 1
     task = _task(of_one, name, mesh, schedule)
     few = config[name].training.batch_size // config[name].training.microbatches // shards
-    tried = {few: compiled} if config[name].training.microbatches == 1 else {}
 
-    def memory(images: int) -> int:
-        """Of a device with so many images."""
-        if images not in tried:
-            log.info("compiling the step of the %s with %d image(s) a device", name, images)
-            arguments = _arguments(config, task, mesh, images * shards)
-            tried[images] = _compile(task, mesh, arguments)
-        return tried[images].memory
+    def compile_for(images: int) -> Compiled:
+        if images == few and config[name].training.microbatches == 1:
+            return compiled
+        log.info("compiling the step of the %s with %d image(s) a device", name, images)
+        return _compile(task, mesh, _arguments(config, task, mesh, images * shards))
+
+    return largest_that_fits(compile_for, few, chip.memory) * shards
+
+
+def largest_that_fits(compile_for: Callable[[int], Compiled], few: int, limit: int) -> int:
+    """The largest number of images of a device, at most 16 times `few`, whose step fits; 0 if none.
+
+    Memory grows nearly in a line with them: two numbers are compiled, and what follows from them is
+    tried.
+    """
+    compile_for = functools.cache(compile_for)
 
     def fits(images: int) -> bool:
-        return memory(images) <= chip.memory and tried[images].traffic is not None
+        return compile_for(images).memory <= limit and compile_for(images).traffic is not None
 
     def on_the_line(images: int) -> int:
-        """As many as fit if memory grew in a line through `few` and `images`."""
-        by_image = (memory(images) - memory(few)) / (images - few)
-        return int(few + (chip.memory - memory(few)) / max(by_image, 1.0))
+        """As many as would fit if memory grew in a line through `few` and `images`."""
+        start = compile_for(few).memory
+        by_image = (compile_for(images).memory - start) / (images - few)
+        return int(few + (_USABLE * limit - start) / max(by_image, 1.0))
 
-    images = max(on_the_line(2 * few), 0)
+    images = max(min(on_the_line(2 * few), 16 * few), 0)
     while images and not fits(images):
         images = max(min(on_the_line(images), images - 1), 0) if images != few else images - 1
-    return images * shards
+    return images
 
 
 def _seconds(

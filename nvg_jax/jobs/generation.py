@@ -79,17 +79,18 @@ def generate(
             placed_rows, placed_ids, kept = sharding.place_copies(
                 (rows, class_ids[rows], kept), placement
             )
-            sequence = sampling.sample(
-                model.tokenizer,
-                model.generator,
-                settings,
-                model.tokenizer_variables,
-                model.generator_variables,
-                placed_ids,
-                _keys(seed, placed_rows),
-                given=given._replace(sequence=kept),
-            )
-            images = sampling.decode(model.tokenizer, model.tokenizer_variables, sequence)
+            with jax.set_mesh(mesh):
+                sequence = sampling.sample(
+                    model.tokenizer,
+                    model.generator,
+                    settings,
+                    model.tokenizer_variables,
+                    model.generator_variables,
+                    placed_ids,
+                    _keys(seed, placed_rows),
+                    given=given._replace(sequence=kept),
+                )
+                images = sampling.decode(model.tokenizer, model.tokenizer_variables, sequence)
             real = min(batch_size, count - start)
             sequence, images = jax.tree.map(
                 lambda x, real=real: x[:real], sharding.on_host((sequence, images))

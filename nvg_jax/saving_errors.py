@@ -1,0 +1,56 @@
+"""What Orbax raises when it cannot save, in few words, and only once."""
+
+import contextlib
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from absl import logging as absl_logging
+
+# What Orbax and TensorStore raise for files that cannot be written, and for a process that failed
+# or did not come.
+SAVING_ERRORS = (OSError, ValueError, RuntimeError)
+
+_LOGGERS = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
+
+
+def reason(error: Exception) -> str:
+    """An exception as few words: the operating system's, if it is about that."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):  # As TensorStore says it.
+        return os.strerror(int(code[1]))
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def said_once() -> Iterator[None]:
+    """Keeps quiet that one failure which Orbax raises as well.
+
+    It also logs it in each of its threads with a traceback, and so does asyncio for every file that
+    nobody waits for any more.
+    """
+    previous = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            previous(unraisable)
+
+    sys.unraisablehook = hook
+    for logger in _LOGGERS:
+        logger.addFilter(_is_not_raised_as_well)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
+        for logger in _LOGGERS:
+            logger.removeFilter(_is_not_raised_as_well)
+
+
+def _is_not_raised_as_well(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or not (
+        f"{os.sep}orbax{os.sep}" in record.pathname or "never retrieved" in record.getMessage()
+    )
