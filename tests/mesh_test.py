@@ -23,7 +23,7 @@ from nvg_jax.training.tokenizer_task import TokenizerTask
 STEPS, BATCH = 20, 16
 assert jax.device_count() == 8
 config = nvg_digits.get_config()
-config.data.image_size = 8
+config.data.image_size = 4
 model = config.tokenizer.model
 model.multipliers, model.latent_channels, model.vocab_size = (1, 1), 4, 16
 model = config.generator.model
@@ -36,7 +36,7 @@ for training in (config.tokenizer.training, config.generator.training):
 tokenizer, generator = build_tokenizer(config), build_generator(config)
 settings, key = jobs.sampling_settings(config), jax.random.key(0)
 rng = np.random.default_rng(0)
-image = rng.uniform(-1, 1, (STEPS, BATCH, 8, 8, 3)).astype(np.float32)
+image = rng.uniform(-1, 1, (STEPS, BATCH, 4, 4, 3)).astype(np.float32)
 label = rng.integers(10, size=(STEPS, BATCH)).astype(np.int32)
 
 

@@ -35,7 +35,7 @@ from nvg_jax.training.tokenizer_task import TokenizerTask
 log = logging.getLogger(__name__)
 
 TASKS = ("tokenizer", "generator")
-_USED = re.compile(r"Used ([\d.]+)([KMGT]?) of")
+_USED = re.compile(r"(Used |HLO temporaries \()([\d.]+)([KMGT]?)")
 _USABLE = 0.98  # Of a chip's memory; the rest is the runtime's.
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -94,6 +94,9 @@ def compile(config: ConfigDict, workdir: str) -> list[Report]:
       UserError: an unknown task or topology, no libtpu, or sizes that do not go together.
     """
     devices = topology_devices(config.compile.topology)
+    if config.compile.topology != "local":
+        # What is compiled for devices that are not there could not be read back.
+        jax.config.update("jax_enable_compilation_cache", False)
     mesh = sharding.create_mesh(config.mesh, devices)
     reports = []
     for name in config.compile.tasks:
@@ -115,8 +118,6 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     # Nothing runs there, and nothing here but on the CPU. libtpu would look for a TPU and wait,
     # and only one process could load it.
     jax.config.update("jax_platforms", "cpu")
-    # What is compiled for devices that are not there could not be read back.
-    jax.config.update("jax_enable_compilation_cache", False)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -226,10 +227,10 @@ def _compile(task: Task, mesh: Mesh, arguments: tuple[Any, Any, Any]) -> Compile
         with jax.set_mesh(mesh):
             compiled = task.trace(*arguments).lower().compile()
     except JaxRuntimeError as error:
-        used = _USED.search(str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or not used:
+        needed = memory_needed(str(error), state)
+        if needed is None:
             raise
-        return Compiled(round(float(used[1]) * _UNITS[used[2]]), state, None)
+        return Compiled(needed, state, None)
     sizes = compiled.memory_analysis()
     memory = (
         sizes.argument_size_in_bytes
@@ -239,6 +240,19 @@ def _compile(task: Task, mesh: Mesh, arguments: tuple[Any, Any, Any]) -> Compile
         + sizes.generated_code_size_in_bytes
     )
     return Compiled(memory, state, hlo.traffic(compiled.as_text()))
+
+
+def memory_needed(message: str, state: int) -> int | None:
+    """The memory that a program would need, from XLA's message that it does not fit.
+
+    state: bytes that it takes and gives back, which XLA counts in some messages and not in others.
+    None for other messages.
+    """
+    used = _USED.search(message)
+    if "RESOURCE_EXHAUSTED" not in message or not used:
+        return None
+    needed = round(float(used[2]) * _UNITS[used[3]])
+    return needed if used[1] == "Used " else needed + state
 
 
 def _largest_batch_size(

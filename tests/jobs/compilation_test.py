@@ -86,6 +86,26 @@ def test_mistakes_are_one_clear_line(tiny_config, tmp_path, changes, message):
         jobs.compile(tiny_config, str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "message, needed",
+    [
+        (
+            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
+            "memory required for HLO temporaries (17.50G) exceeds available HBM (15.75G).",
+            17.5 * 2**30 + 1000,
+        ),
+        (
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+            "space hbm. Used 20.25G of 15.75G hbm. Exceeded hbm capacity by 4.50G.",
+            20.25 * 2**30,
+        ),
+        ("INTERNAL: something else (17.5G)", None),
+    ],
+)
+def test_what_a_program_needs_that_does_not_fit(message, needed):
+    assert compilation.memory_needed(message, 1000) == needed
+
+
 @given(
     fixed=st.integers(0, 20_000),
     by_image=st.integers(1, 5_000),
