@@ -26,6 +26,7 @@ from nvg_jax.frozen.weights import NETWORKS, Frozen
 from nvg_jax.hardware import Chip
 from nvg_jax.jobs.generation import sampling_settings
 from nvg_jax.jobs.model import output_directory
+from nvg_jax.jobs.training import checked_schedule
 from nvg_jax.models.build import build_generator, build_tokenizer
 from nvg_jax.training import flops
 from nvg_jax.training.generator_task import GeneratorTask
@@ -136,15 +137,10 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 
 def _report(config: ConfigDict, name: str, mesh: Mesh) -> Report:
     training = config[name].training
-    sharding.process_batch_size(
-        training.batch_size // training.microbatches,
-        mesh,
-        f"config.{name}.training.batch_size / microbatches",
-    )
-    schedule = Schedule.create(training, config.compile.num_images)
+    schedule = checked_schedule(training, name, mesh, config.compile.num_images)
     device = mesh.devices.flat[0]
     chip = hardware.chip(device)
-    task = _task(config, name, mesh, schedule)
+    task = abstract_task(config, name, mesh, schedule)
     log.info("compiling the step of the %s with a batch of %d", name, training.batch_size)
     arguments = _arguments(config, task, mesh, training.batch_size)
     with jax.set_mesh(mesh):
@@ -173,7 +169,7 @@ def _report(config: ConfigDict, name: str, mesh: Mesh) -> Report:
     )
 
 
-def _task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule) -> Task:
+def abstract_task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule) -> Task:
     """The task that `train` would run, with shapes in place of weights."""
     training = config[name].training
     tokenizer = build_tokenizer(config)
@@ -205,6 +201,15 @@ def _task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule) -> Task
     )
 
 
+def abstract_state(task: Task, mesh: Mesh) -> Any:
+    """The state before the first step, as shapes in their places."""
+
+    def random_state(key: jax.Array) -> Any:
+        return task.init_state(task.init_variables(key), key)
+
+    return sharding.abstract(random_state, mesh, jax.random.key(0))
+
+
 def _arguments(config: ConfigDict, task: Task, mesh: Mesh, batch_size: int) -> tuple[Any, Any, Any]:
     """The state, a batch and a key, as shapes in their places."""
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
@@ -213,9 +218,8 @@ def _arguments(config: ConfigDict, task: Task, mesh: Mesh, batch_size: int) -> t
         "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32, sharding=split),
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split),
     }
-    key = jax.random.key(0)
-    state = sharding.abstract(lambda key: task.init_state(task.init_variables(key), key), mesh, key)
-    return state, batch, jax.ShapeDtypeStruct((), key.dtype, sharding=whole)
+    key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
+    return abstract_state(task, mesh), batch, key
 
 
 def _compile(task: Task, mesh: Mesh, arguments: tuple[Any, Any, Any]) -> Compiled:
@@ -267,7 +271,7 @@ def _largest_batch_size(
     shards = sharding.num_batch_shards(mesh)
     of_one = config.copy_and_resolve_references()
     of_one[name].training.microbatches = 1
-    task = _task(of_one, name, mesh, schedule)
+    task = abstract_task(of_one, name, mesh, schedule)
     few = config[name].training.batch_size // config[name].training.microbatches // shards
 
     def compile_for(images: int) -> Compiled:
@@ -324,16 +328,16 @@ def table(report: Report) -> str:
     parts = report.microbatches
     images = report.batch_size // shards // parts
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
+    limit = ""
+    if report.limit:
+        limit = f" of {gib(report.limit)}: {'fits' if report.fits else 'DOES NOT FIT'}"
     rows = [
         ("devices", f"{report.device} ({report.topology})"),
         ("mesh", mesh),
         ("batch", f"{report.batch_size:,}: {images} image(s) a device at once, {parts} part(s)"),
-        ("memory of a device", gib(report.memory)),
+        ("memory of a device", gib(report.memory) + limit),
         ("  parameters, optimizer, average", gib(report.state)),
     ]
-    if report.limit:
-        verdict = "fits" if report.fits else "DOES NOT FIT"
-        rows[3] = (rows[3][0], f"{gib(report.memory)} of {gib(report.limit)}: {verdict}")
     if report.largest_batch_size is not None:
         largest = f"{report.largest_batch_size:,}, {report.largest_batch_size // shards} a device"
         rows.append(("largest batch at once", largest))

@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         )
     is_cached = bool(cache) and token_cache.is_complete(cache)
     num_images = token_cache.num_images(cache) if is_cached else _num_images(config)
-    schedule = _schedule(task_config, "generator", mesh, num_images)
+    schedule = checked_schedule(task_config, "generator", mesh, num_images)
     # What the samples at the end need is checked before hours of training.
     requested_classes(config, config.sampling.num_samples)
     sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
@@ -100,7 +100,7 @@ def _train_tokenizer(
     config: ConfigDict, workdir: str, tokenizer: Tokenizer, mesh: Mesh, stop: Callable[[], bool]
 ) -> Variables:
     task_config = config.tokenizer.training
-    schedule = _schedule(task_config, "tokenizer", mesh, _num_images(config))
+    schedule = checked_schedule(task_config, "tokenizer", mesh, _num_images(config))
     task = TokenizerTask(
         tokenizer,
         task_config,
@@ -139,7 +139,10 @@ def _num_images(config: ConfigDict) -> int:
     return pipeline.num_examples(config.data, config.data.train_split)
 
 
-def _schedule(task_config: ConfigDict, name: str, mesh: Mesh, num_images: int) -> loop.Schedule:
+def checked_schedule(
+    task_config: ConfigDict, name: str, mesh: Mesh, num_images: int
+) -> loop.Schedule:
+    """How long a training takes; UserError if the mesh cannot share its batches."""
     prefix = f"config.{name}.training"
     parts, size = task_config.microbatches, task_config.batch_size
     if parts < 1 or size % parts:
