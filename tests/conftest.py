@@ -30,8 +30,19 @@ _CACHE = pathlib.Path(__file__).parents[1] / ".jax_cache"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 
+# Small programs take longer to compile than to run: without XLA's late passes, a third less.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+jax.config.update("jax_disable_most_optimizations", True)
+
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 _STATE_DICT = "state_dict."
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that share a training go to the same worker of pytest-xdist, which makes it once."""
+    for fixture, group in (("trained", "trained"), ("uninterrupted", item.path.stem)):
+        if fixture in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 class Golden(NamedTuple):

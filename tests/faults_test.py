@@ -7,13 +7,9 @@ import signal
 import subprocess
 import time
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from etils import epath
 
-from tests.resume_test import command, run
+from tests.runs import assert_same, command, forty_steps, run, states_of_uninterrupted
 from tests.small_disk import small_disk
 
 pytestmark = pytest.mark.slow
@@ -21,14 +17,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def config(tiny_config):
-    """Forty steps of each training, without the frozen networks."""
-    for training in (tiny_config.tokenizer.training, tiny_config.generator.training):
-        training.batch_size = 16
-        training.epochs = 40 / 89  # Steps of an epoch of 1,437 images.
-        training.checkpoint_every = 3
-        training.log_every = 10
-        training.image_every = 1000
-    return tiny_config
+    """Without the frozen networks."""
+    return forty_steps(tiny_config)
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +28,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def expected(config, uninterrupted):
-    """What a run ends with to which nothing happens."""
-    if not any(uninterrupted.iterdir()):
-        result = run(command(config, uninterrupted))
-        assert result.returncode == 0, result.stderr
-    return final_states(uninterrupted)
+    return states_of_uninterrupted(config, uninterrupted)
 
 
 class Training:
@@ -69,20 +55,6 @@ class Training:
     def end(self, timeout: int = 500) -> tuple[int, str]:
         """Waits for it: its exit code and all that it said."""
         return self._process.wait(timeout), self._log.read_text()
-
-
-def final_states(workdir) -> dict:
-    """All arrays of the last checkpoints."""
-    states = {}
-    for name in ("tokenizer", "generator"):
-        path = epath.Path(workdir) / name / "checkpoints" / "40" / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            states[name] = checkpointer.restore(path)
-    return states
-
-
-def assert_same(workdir, expected):
-    jax.tree.map(np.testing.assert_array_equal, final_states(workdir), expected)
 
 
 def test_training_on_a_full_disk_says_so_and_goes_on_after(config, expected, tmp_path):

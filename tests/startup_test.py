@@ -9,7 +9,7 @@ import time
 import pytest
 
 from nvg_jax import startup
-from tests.resume_test import command
+from tests.runs import command
 
 _LINE = re.compile(
     r"first step after ([\d.]+) s: imports ([\d.]+), data ([\d.]+), initialisation ([\d.]+), "

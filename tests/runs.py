@@ -1,0 +1,78 @@
+"""Trainings of forty steps by the command line, and what they end with."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from ml_collections import ConfigDict
+
+
+def forty_steps(config: ConfigDict) -> ConfigDict:
+    """A tiny config with forty steps of each training and a checkpoint every three."""
+    for training in (config.tokenizer.training, config.generator.training):
+        training.batch_size = 16
+        training.epochs = 40 / 89  # Steps of an epoch of 1,437 images.
+        training.checkpoint_every = 3
+        training.log_every = 10
+        training.image_every = 1000
+    return config
+
+
+def command(config, workdir) -> list[str]:
+    """The command line of `config`, which is the digits config with a few changes."""
+    changes = {
+        "data.data_dir": config.data.data_dir,
+        "data.image_size": config.data.image_size,
+        "frozen.random": config.frozen.random,
+        "tokenizer.scale_batches": config.tokenizer.scale_batches,
+        "sampling.num_samples": 10,
+        "sampling.batch_size": 10,
+    }
+    for name in ("tokenizer", "generator"):
+        for section in ("model", "training"):
+            changes |= flattened(config[name][section], f"{name}.{section}")
+    return [
+        sys.executable,
+        "-m",
+        "nvg_jax.main",
+        "--config=configs/nvg_digits.py",
+        f"--workdir={workdir}",
+        *(f"--config.{key}={value}" for key, value in changes.items()),
+    ]
+
+
+def flattened(config, prefix: str) -> dict:
+    values = {}
+    for key, value in config.items():
+        name = f"{prefix}.{key}"
+        values |= flattened(value, name) if isinstance(value, ConfigDict) else {name: value}
+    return values
+
+
+def run(arguments: list[str]) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+def final_states(workdir) -> dict:
+    """All arrays of the last checkpoints: optimizers, averages and discriminator included."""
+    states = {}
+    for name in ("tokenizer", "generator"):
+        path = epath.Path(workdir) / name / "checkpoints" / "40" / "state"
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            states[name] = checkpointer.restore(path)
+    return states
+
+
+def states_of_uninterrupted(config: ConfigDict, workdir) -> dict:
+    """Of a run to which nothing happens; the second call finds it in `workdir`."""
+    if not any(workdir.iterdir()):
+        result = run(command(config, workdir))
+        assert result.returncode == 0, result.stderr
+    return final_states(workdir)
+
+
+def assert_same(workdir, expected: dict) -> None:
+    jax.tree.map(np.testing.assert_array_equal, final_states(workdir), expected)
