@@ -88,6 +88,7 @@ def test_every_mesh_has_the_losses_and_the_samples_of_one_device(task):
     env = os.environ | {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "0",  # What holds exactly has to hold as users compile.
     }
     done = subprocess.run(
         [sys.executable, "-c", _ON_EIGHT_DEVICES, task],

@@ -17,8 +17,8 @@ def test_the_loss_falls_and_no_stage_collapses(tmp_path):
     subprocess.run([*prepare, f"--data_dir={tmp_path / 'datasets'}"], check=True)
     command = [
         *(sys.executable, "-m", "nvg_jax.main", "--config=configs/nvg_photos.py"),
-        *(f"--workdir={tmp_path}", "--config.tokenizer.training.epochs=0.4", *data),
-        *("--config.tokenizer.training.log_every=10", "--config.generator.training.epochs=0.05"),
+        *(f"--workdir={tmp_path}", "--config.tokenizer.training.epochs=0.2", *data),
+        *("--config.tokenizer.training.log_every=5", "--config.generator.training.epochs=0.05"),
         *(
             "--config.generator.training.repa.weight=0.5",
             "--config.generator.training.repa.depth=2",
@@ -29,7 +29,7 @@ def test_the_loss_falls_and_no_stage_collapses(tmp_path):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "0"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    lines = re.findall(r"tokenizer \d+/50 .*", done.stdout)
+    lines = re.findall(r"tokenizer \d+/25 .*", done.stdout)
     names = ("loss", "l1", "lpips", "quantization", "discriminator")
     first, last = (
         {name: float(re.search(rf" {name} ([\d.]+)", line)[1]) for name in names}

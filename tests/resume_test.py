@@ -69,7 +69,7 @@ def test_killed_training_ends_with_the_same_parameters(config, expected, tmp_pat
             time.sleep(patience)
             return True
 
-        code = end_when(process, signal.SIGKILL, ready) if kills < 5 else process.wait(300)
+        code = end_when(process, signal.SIGKILL, ready) if kills < 4 else process.wait(300)
         if code == 0:
             break
         assert code == -signal.SIGKILL

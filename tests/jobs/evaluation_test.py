@@ -169,4 +169,4 @@ def test_two_processes_of_two_devices_find_the_same(trained, tmp_path):
     found = json.loads((together / "evaluation.json").read_text())
     for name, value in alone.items():
         if name != "measured":
-            np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
+            np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)

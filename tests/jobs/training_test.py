@@ -1,6 +1,7 @@
 """The job `train` from nothing to pictures on the real digits, with tiny models."""
 
 import contextlib
+import functools
 import json
 import shutil
 
@@ -75,7 +76,8 @@ def test_training_starts_from_given_weights(trained, tmp_path):
     config.generator.checkpoint = ""
     tuned = jobs.load_model(config, str(tmp_path)).generator_variables
     given = jobs.load_model(config, workdir).generator_variables
-    jax.tree.map(np.testing.assert_array_equal, tuned, given)
+    # The average of equal weights is rounded.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), tuned, given)
     assert not (tmp_path / "tokenizer").exists()
 
 
