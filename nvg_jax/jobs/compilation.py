@@ -124,7 +124,9 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", name.replace(":", "-"))
     try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+        # Elsewhere a chip is one device anyway; only v4 could also be two.
+        options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
+        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
     except JaxRuntimeError as error:
         reason = " ".join(str(error).split())
     except (RuntimeError, NotImplementedError, ImportError, ValueError):

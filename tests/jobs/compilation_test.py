@@ -160,3 +160,28 @@ def test_a_step_for_tpus_that_are_not_there(tmp_path):
     assert report["largest_batch_size"] is None
     assert 0 < max(report["seconds"].values()) < 1
     assert "fits" in done.stdout and "utilisation" in done.stdout
+
+
+_MESHES = """
+from nvg_jax import hardware, sharding
+from nvg_jax.jobs.compilation import topology_devices
+
+for name in ("v4:2x2x4", "v5e:4x4", "v5p:2x2x4", "v6e:4x4"):
+    mesh = sharding.create_mesh(devices=topology_devices(name))
+    assert mesh.size == 16, mesh
+    print(hardware.chip(mesh.devices.flat[0]) is not None)
+"""
+
+
+@pytest.mark.slow
+def test_topologies_of_every_chip_are_meshes_of_whole_chips():
+    pytest.importorskip("libtpu", reason="compiles for TPUs")
+    done = subprocess.run(
+        [sys.executable, "-c", _MESHES],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True"] * 4
