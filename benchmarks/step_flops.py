@@ -11,8 +11,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from nvg_jax import cli, sharding
+from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.jobs.compilation import abstract_state, abstract_task
-from nvg_jax.models.build import build_tokenizer
 from nvg_jax.training.loop import Schedule
 
 _BATCH_SIZE = 8

@@ -27,10 +27,10 @@ from ml_collections import ConfigDict, config_flags
 from nvg_jax import cli, hardware, jobs, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import load_network
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.training.generator_task import GeneratorTask
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.training import GeneratorTask
+from nvg_jax.tokenizer.training import TokenizerTask
 from nvg_jax.training.loop import Task
-from nvg_jax.training.tokenizer_task import TokenizerTask
 
 _TASK = flags.DEFINE_enum("task", "generator", ["generator", "tokenizer"], "What is trained.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["32"], "Images of all devices together.")

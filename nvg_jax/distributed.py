@@ -78,7 +78,7 @@ def processes(
     try:
         yield jax.process_index()
     except BaseException as error:
-        from nvg_jax.training.loop import Preempted
+        from nvg_jax.errors import Preempted
 
         reason = _lost_connection(error)
         code = stopped_exit_code if isinstance(error, Preempted) else 1

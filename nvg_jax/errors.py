@@ -1,5 +1,9 @@
-"""The one exception that is shown to a user as a line instead of a traceback."""
+"""The exceptions that are shown to a user as a line instead of a traceback."""
 
 
 class UserError(Exception):
     """A mistake the user can mend: the message is one line, what is wrong and what to do."""
+
+
+class Preempted(Exception):
+    """A job was asked to stop and has kept what it made; the message says how to go on."""

@@ -30,7 +30,7 @@ flags.mark_flags_as_required(["config", "workdir"])
 def main() -> None:
     # Not at the top: data workers import this file, and need nothing of what the jobs do.
     from nvg_jax import distributed, jobs, startup
-    from nvg_jax.training.loop import Preempted
+    from nvg_jax.errors import Preempted
 
     startup.start(_WORKDIR.value)
 

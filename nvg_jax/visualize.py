@@ -14,9 +14,10 @@ from etils import epath
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from nvg_jax import granularity, sampling, sharding
+from nvg_jax import granularity, sharding
+from nvg_jax.generator import sampler as sampling
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.tokenizer.model import Tokenizer
 
 Picture = UInt8[np.ndarray, "height width 3"]
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from configs import nvg_digits
-from nvg_jax import granularity, sampling
+from nvg_jax import granularity
+from nvg_jax.generator import losses
+from nvg_jax.generator import sampler as sampling
+from nvg_jax.generator.build import build_generator, build_tokenizer
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.training import losses
 
 BATCH, STAGE = 3, 2
 ABLATIONS = {

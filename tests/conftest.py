@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from configs import nvg_digits
 from nvg_jax import clustering, sharding
+from nvg_jax.generator.model import Generator
 from nvg_jax.interop import released
-from nvg_jax.models.generator import Generator
-from nvg_jax.models.quantizer import Quantized
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax.tokenizer.quantizer import Quantized
 
 # The first example of a shape is compiled, which no deadline allows for.
 settings.register_profile("compiled", deadline=None, max_examples=50)

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from configs import nvg_digits
 from nvg_jax import jobs, sharding
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.training.generator_task import GeneratorTask
-from nvg_jax.training.tokenizer_task import TokenizerTask
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.training import GeneratorTask
+from nvg_jax.tokenizer.training import TokenizerTask
 
 STEPS, BATCH = 20, 16
 assert jax.device_count() == 8

@@ -26,8 +26,8 @@ from ml_collections import ConfigDict
 from configs import nvg_digits
 from nvg_jax import sharding
 from nvg_jax.errors import UserError
-from nvg_jax.models.build import build_tokenizer
-from nvg_jax.models.content import ContentModel
+from nvg_jax.generator.build import build_tokenizer
+from nvg_jax.generator.content import ContentModel
 from nvg_jax.training import optimizer
 from nvg_jax.training.state import TrainState
 

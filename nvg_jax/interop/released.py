@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 
 from nvg_jax.errors import UserError
+from nvg_jax.generator.model import Generator
 from nvg_jax.interop.translate import Release, Tensors, parameter_shapes, translate
-from nvg_jax.models.generator import Generator
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.tokenizer.model import Tokenizer
 
 # 1 / std of the released tokenizer's canvases, before each stage and after the last.
 PUBLISHED_CANVAS_SCALES = np.array(

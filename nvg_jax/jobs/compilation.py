@@ -23,15 +23,15 @@ from nvg_jax import hardware, hlo, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.weights import NETWORKS, Frozen
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.hardware import Chip
 from nvg_jax.jobs.generation import sampling_settings
 from nvg_jax.jobs.model import output_directory
 from nvg_jax.jobs.training import checked_schedule
-from nvg_jax.models.build import build_generator, build_tokenizer
+from nvg_jax.tokenizer.training import TokenizerTask
 from nvg_jax.training import flops
-from nvg_jax.training.generator_task import GeneratorTask
 from nvg_jax.training.loop import Schedule, Task
-from nvg_jax.training.tokenizer_task import TokenizerTask
 
 log = logging.getLogger(__name__)
 

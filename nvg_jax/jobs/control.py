@@ -9,8 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import sampling, visualize
+from nvg_jax import visualize
 from nvg_jax.errors import UserError
+from nvg_jax.generator import sampler as sampling
 from nvg_jax.jobs.generation import generate, requested_classes, sampling_settings
 from nvg_jax.jobs.given import reference_image, reference_sequence
 from nvg_jax.jobs.model import load_model, output_directory

@@ -16,6 +16,7 @@ from nvg_jax import checkpoint, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.small_classifier import SmallClassifier, train_classifier
 from nvg_jax.frozen.weights import Frozen
+from nvg_jax.generator.build import build_generator, build_tokenizer
 from nvg_jax.jobs import meaning, reconstruction, sample_metrics, variation
 from nvg_jax.jobs.generation import requested_classes
 from nvg_jax.jobs.model import (
@@ -25,7 +26,6 @@ from nvg_jax.jobs.model import (
     load_tokenizer,
     on_all_devices,
 )
-from nvg_jax.models.build import build_generator, build_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import granularity, sampling, sharding, visualize
+from nvg_jax import granularity, sharding, visualize
 from nvg_jax.errors import UserError
+from nvg_jax.generator import sampler as sampling
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.model import Model, load_model, output_directory
 

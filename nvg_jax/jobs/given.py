@@ -16,11 +16,11 @@ from nvg_jax import control, granularity, sharding, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features
+from nvg_jax.generator.sampler import Given, given_structure
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.model import Variables
-from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.sampling import Given, given_structure
-from nvg_jax.training.tokenizer_task import tokenize
+from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax.tokenizer.training import tokenize
 
 log = logging.getLogger(__name__)
 

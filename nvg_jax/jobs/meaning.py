@@ -16,11 +16,11 @@ from nvg_jax import control, granularity, visualize
 from nvg_jax.data import pipeline, shapes
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features, segmentation
+from nvg_jax.generator.sampler import given_structure
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.generation import generate, sampling_settings
 from nvg_jax.jobs.model import Model, Variables, output_directory
-from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.sampling import given_structure
+from nvg_jax.tokenizer.model import Tokenizer
 
 log = logging.getLogger(__name__)
 

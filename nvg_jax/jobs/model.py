@@ -13,9 +13,9 @@ from ml_collections import ConfigDict
 
 from nvg_jax import checkpoint, sharding
 from nvg_jax.frozen.weights import Frozen, load_network
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.models.generator import Generator
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.model import Generator
+from nvg_jax.tokenizer.model import Tokenizer
 
 log = logging.getLogger(__name__)
 Variables = Any

@@ -18,10 +18,10 @@ from nvg_jax.evaluation import features, reconstruction
 from nvg_jax.evaluation.distribution import Accumulator, frechet_distance
 from nvg_jax.frozen.lpips import check_size
 from nvg_jax.frozen.weights import Frozen
+from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.jobs.model import Variables, frozen_network, load_tokenizer, output_directory
-from nvg_jax.models.build import build_tokenizer
-from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.training.tokenizer_task import reconstruction_strips
+from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax.tokenizer.training import reconstruction_strips
 
 log = logging.getLogger(__name__)
 

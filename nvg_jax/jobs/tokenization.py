@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from nvg_jax import sharding
 from nvg_jax.data import pipeline, token_cache
-from nvg_jax.errors import UserError
+from nvg_jax.errors import Preempted, UserError
+from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.model import load_tokenizer
-from nvg_jax.models.build import build_tokenizer
-from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.training import tokenizer_task
-from nvg_jax.training.loop import Preempted
+from nvg_jax.tokenizer import training as tokenizer_task
+from nvg_jax.tokenizer.model import Tokenizer
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]

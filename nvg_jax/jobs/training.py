@@ -14,6 +14,8 @@ from tqdm import tqdm
 from nvg_jax import sharding
 from nvg_jax.data import pipeline, token_cache
 from nvg_jax.errors import UserError
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.jobs.generation import requested_classes, sample, sampling_settings
 from nvg_jax.jobs.model import (
     Variables,
@@ -23,12 +25,10 @@ from nvg_jax.jobs.model import (
     save_config,
 )
 from nvg_jax.jobs.tokenization import tokenize
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax.tokenizer.training import TokenizerTask, canvas_moments, with_canvas_scales
 from nvg_jax.training import loop
-from nvg_jax.training.generator_task import GeneratorTask
 from nvg_jax.training.state import TrainState
-from nvg_jax.training.tokenizer_task import TokenizerTask, canvas_moments, with_canvas_scales
 
 
 def train(config: ConfigDict, workdir: str) -> None:

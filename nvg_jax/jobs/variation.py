@@ -19,10 +19,10 @@ from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features
 from nvg_jax.frozen.lpips import check_size
 from nvg_jax.frozen.weights import Frozen
+from nvg_jax.generator.sampler import Given
 from nvg_jax.jobs.generation import generate, sampling_settings
 from nvg_jax.jobs.given import sequences_of
 from nvg_jax.jobs.model import Model, frozen_network, output_directory
-from nvg_jax.sampling import Given
 
 log = logging.getLogger(__name__)
 

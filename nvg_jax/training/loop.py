@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from nvg_jax import sharding, startup
 from nvg_jax.checkpoint import TrainCheckpointer
-from nvg_jax.errors import UserError
+from nvg_jax.errors import Preempted, UserError
 from nvg_jax.training import optimizer
 from nvg_jax.training.report import Report
 from nvg_jax.training.state import TrainState
@@ -62,10 +62,6 @@ class Task(Protocol):
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """Pictures of how far it is, as uint8, by name."""
         ...
-
-
-class Preempted(Exception):
-    """Training was asked to stop and has saved its state; the message says how to go on."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from configs import base
 from nvg_jax import sharding
 from nvg_jax.checkpoint import load_weights
 from nvg_jax.errors import UserError
+from nvg_jax.generator.build import build_generator, build_tokenizer
 from nvg_jax.interop import convert, released
-from nvg_jax.models.build import build_generator, build_tokenizer
 
 torch = pytest.importorskip("torch", reason="reads PyTorch checkpoints")
 

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from nvg_jax import hardware, jobs, sharding
 from nvg_jax.errors import UserError
+from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.jobs import compilation
-from nvg_jax.models.build import build_tokenizer
 
 
 def test_a_step_for_the_devices_of_this_machine(tiny_config, tmp_path, capsys):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvg_jax import granularity, jobs, sampling, visualize
+from nvg_jax import granularity, jobs, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
+from nvg_jax.generator import sampler as sampling
 from nvg_jax.jobs.given import given_stages, reference_image
 
 

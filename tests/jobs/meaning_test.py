@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from configs import nvg_shapes
-from nvg_jax import sampling, sharding, visualize
+from nvg_jax import sharding, visualize
 from nvg_jax.data import pipeline, shapes
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import segmentation
+from nvg_jax.generator import sampler as sampling
+from nvg_jax.generator.build import build_generator, build_tokenizer
 from nvg_jax.jobs import meaning
 from nvg_jax.jobs.model import Model
-from nvg_jax.models.build import build_generator, build_tokenizer
 
 
 @pytest.fixture

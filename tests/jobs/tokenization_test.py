@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from nvg_jax import checkpoint, jobs, sharding
 from nvg_jax.data import pipeline, token_cache
 from nvg_jax.errors import UserError
-from nvg_jax.models.build import build_tokenizer
-from nvg_jax.training import tokenizer_task
+from nvg_jax.generator.build import build_tokenizer
+from nvg_jax.tokenizer import training as tokenizer_task
 
 NUM_IMAGES, NUM_CROPS = 90, 2
 

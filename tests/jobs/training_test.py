@@ -14,10 +14,10 @@ from PIL import Image
 
 from nvg_jax import jobs
 from nvg_jax.data import pipeline
-from nvg_jax.errors import UserError
-from nvg_jax.models.build import build_tokenizer
-from nvg_jax.training import loop, tokenizer_task
-from nvg_jax.training.loop import Preempted
+from nvg_jax.errors import Preempted, UserError
+from nvg_jax.generator.build import build_tokenizer
+from nvg_jax.tokenizer import training as tokenizer_task
+from nvg_jax.training import loop
 
 
 def test_training_ends_with_checkpoints_summaries_and_samples(trained):

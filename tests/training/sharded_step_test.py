@@ -15,9 +15,9 @@ from configs import nvg_digits
 from nvg_jax import jobs, sharding
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.training.generator_task import GeneratorTask
-from nvg_jax.training.tokenizer_task import TokenizerTask
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.training import GeneratorTask
+from nvg_jax.tokenizer.training import TokenizerTask
 
 assert jax.device_count() == 4
 config = nvg_digits.get_config()

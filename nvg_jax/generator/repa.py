@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from nvg_jax.models.transformer import dense
+from nvg_jax.generator.transformer import dense
 
 
 class Projector(nn.Module):

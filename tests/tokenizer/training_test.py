@@ -9,8 +9,8 @@ from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen, load_network
-from nvg_jax.models.build import build_tokenizer
-from nvg_jax.training.tokenizer_task import (
+from nvg_jax.generator.build import build_tokenizer
+from nvg_jax.tokenizer.training import (
     TokenizerTask,
     canvas_moments,
     tokenize,

@@ -7,8 +7,8 @@ import pytest
 
 from configs import nvg_digits
 from nvg_jax.frozen.vit import VisionTransformer
-from nvg_jax.training import adversarial
-from nvg_jax.training.adversarial import Adversary
+from nvg_jax.tokenizer import adversary as adversarial
+from nvg_jax.tokenizer.adversary import Adversary
 
 REAL = np.array([[0.2, 1.7, -3.0], [0.9, 1.1, 0.0]], np.float32)
 FAKE = np.array([[-0.2, -1.7, 3.0], [0.5, -1.1, 0.1]], np.float32)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nvg_jax import granularity
-from nvg_jax.models.transformer import (
+from nvg_jax.generator.transformer import (
     Head,
     Stack,
     dense,

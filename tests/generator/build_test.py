@@ -3,7 +3,7 @@ import pytest
 
 from configs import nvg_d12
 from nvg_jax.errors import UserError
-from nvg_jax.models.build import build_generator, build_tokenizer
+from nvg_jax.generator.build import build_generator, build_tokenizer
 
 
 @pytest.fixture

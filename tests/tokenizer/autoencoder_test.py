@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax.models import autoencoder
-from nvg_jax.models.autoencoder import Decoder, Encoder
+from nvg_jax.tokenizer import autoencoder
+from nvg_jax.tokenizer.autoencoder import Decoder, Encoder
 
 
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 1, 2)])

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nvg_jax.generator import losses
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.training import losses
 
 
 def test_content_losses_reproduce_the_release(

@@ -9,9 +9,9 @@ from nvg_jax import jobs, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.training.generator_task import GeneratorTask
-from nvg_jax.training.tokenizer_task import tokenize
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.training import GeneratorTask
+from nvg_jax.tokenizer.training import tokenize
 
 
 @pytest.fixture

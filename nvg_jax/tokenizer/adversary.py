@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from nvg_jax.frozen import resize
 from nvg_jax.frozen.vit import VisionTransformer
-from nvg_jax.models.discriminator import Discriminator
+from nvg_jax.tokenizer.augment import augment
+from nvg_jax.tokenizer.discriminator import Discriminator
 from nvg_jax.training import optimizer
-from nvg_jax.training.augment import augment
 
 Tree = Any
 Images = Float[Array, "B H W 3"]

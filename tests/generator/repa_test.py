@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nvg_jax import sharding
-from nvg_jax.training.repa import Projector, misalignment
+from nvg_jax.generator.repa import Projector, misalignment
 
 
 def test_misalignment_is_one_minus_the_cosine():

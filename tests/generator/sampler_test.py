@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nvg_jax import granularity, sampling, sharding
+from nvg_jax import granularity, sharding
+from nvg_jax.generator import sampler as sampling
+from nvg_jax.generator.model import Generator
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.models.generator import Generator
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.tokenizer.model import Tokenizer
 from tests.torch_topk import torch_topk
 
 GREEDY = sampling.Settings(temperature=0.0, top_p=(1.0, 1.0))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from nvg_jax.models.quantizer import Quantizer
+from nvg_jax.tokenizer.quantizer import Quantizer
 
 
 def _raster(array):

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from configs import nvg_d12, nvg_d16, nvg_d20, nvg_d24
-from nvg_jax.models.build import build_generator, build_tokenizer
-from nvg_jax.models.generator import Generator
+from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.model import Generator
 
 
 def _num_parameters(tree):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax.training import augment
+from nvg_jax.tokenizer import augment
 
 KEY = jax.random.key(0)
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from nvg_jax import granularity
-from nvg_jax.models.content import ContentModel
-from nvg_jax.models.structure import StructureModel
+from nvg_jax.generator.content import ContentModel
+from nvg_jax.generator.structure import StructureModel
 
 
 class Generator(nn.Module):

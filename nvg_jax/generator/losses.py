@@ -12,8 +12,8 @@ from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int
 
 from nvg_jax import granularity
+from nvg_jax.generator.model import Generator
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.models.generator import Generator
 
 Variables = Any
 Rngs = dict[str, jax.Array] | None

@@ -13,16 +13,18 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import sampling, sharding, visualize
+from nvg_jax import sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.frozen import vit
 from nvg_jax.frozen.weights import Frozen
+from nvg_jax.generator import losses
+from nvg_jax.generator import sampler as sampling
+from nvg_jax.generator.model import Generator
+from nvg_jax.generator.repa import Projector, misalignment
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.models.generator import Generator
-from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.training import accumulation, flops, losses, optimizer
-from nvg_jax.training.repa import Projector, misalignment
+from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax.training import accumulation, flops, optimizer
 from nvg_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]

@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int
 
 from nvg_jax import clustering, granularity
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.models.autoencoder import Decoder, Encoder, clip_to_image, downsampling
-from nvg_jax.models.quantizer import Quantized, Quantizer
+from nvg_jax.tokenizer.autoencoder import Decoder, Encoder, clip_to_image, downsampling
+from nvg_jax.tokenizer.quantizer import Quantized, Quantizer
 
 
 class Reconstruction(NamedTuple):

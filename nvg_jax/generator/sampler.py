@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from nvg_jax import granularity
+from nvg_jax.generator.model import Generator
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.models.generator import Generator
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.tokenizer.model import Tokenizer
 
 Variables = Any
 

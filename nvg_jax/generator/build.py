@@ -6,10 +6,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from nvg_jax.errors import UserError
-from nvg_jax.models.autoencoder import downsampling
-from nvg_jax.models.generator import Generator
-from nvg_jax.models.tokenizer import Tokenizer
-from nvg_jax.models.transformer import rope_axis_dims
+from nvg_jax.generator.model import Generator
+from nvg_jax.generator.transformer import rope_axis_dims
+from nvg_jax.tokenizer.autoencoder import downsampling
+from nvg_jax.tokenizer.model import Tokenizer
 
 
 def build_tokenizer(config: ConfigDict) -> Tokenizer:

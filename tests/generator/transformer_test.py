@@ -5,8 +5,8 @@ import pytest
 
 from nvg_jax import granularity, sharding
 from nvg_jax.errors import UserError
-from nvg_jax.models import transformer
-from nvg_jax.models.transformer import Block, Stack
+from nvg_jax.generator import transformer
+from nvg_jax.generator.transformer import Block, Stack
 
 BATCH, TOKENS, WIDTH, HEADS, BITS = 2, 5, 64, 2, 4
 

@@ -17,9 +17,9 @@ from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.frozen.lpips import check_size
 from nvg_jax.frozen.weights import Frozen
-from nvg_jax.models.tokenizer import Tokenizer
+from nvg_jax.tokenizer.adversary import Adversary
+from nvg_jax.tokenizer.model import Tokenizer
 from nvg_jax.training import accumulation, flops, optimizer
-from nvg_jax.training.adversarial import Adversary
 from nvg_jax.training.state import TrainState
 
 Batch = dict[str, jax.Array]

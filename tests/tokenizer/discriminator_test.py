@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax.models.discriminator import Discriminator
+from nvg_jax.tokenizer.discriminator import Discriminator
 
 READOUTS = jax.random.normal(jax.random.key(0), (4, 2, 12, 6))
 

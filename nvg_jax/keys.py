@@ -1,0 +1,26 @@
+"""Random numbers: one root, `config.seed`, and a name for every purpose.
+
+Two purposes never share their numbers, nor do two runs with neighbouring seeds.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+import numpy as np
+from jaxtyping import Array, Key
+
+
+def named(seed: int | Key[Array, ""], *names: str) -> Key[Array, ""]:
+    """The key of a purpose: the root of `seed`, or a key, folded with each name in turn."""
+    key = jax.random.key(seed) if isinstance(seed, int) else seed
+    for name in names:
+        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return key
+
+
+def integer(seed: int, *names: str) -> int:
+    """A number in [0, 2^32) for a purpose, for Grain and NumPy, which take no keys."""
+    words = [zlib.crc32(name.encode()) for name in names]
+    return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
