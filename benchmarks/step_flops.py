@@ -11,9 +11,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from nvg_jax import cli, sharding
-from nvg_jax.generator.build import build_tokenizer
-from nvg_jax.jobs.compilation import abstract_state, abstract_task
-from nvg_jax.training.loop import Schedule
+from nvg_jax.jobs.compilation import abstract_task
+from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.training.loop import Schedule, count_flops
 
 _BATCH_SIZE = 8
 
@@ -22,8 +22,9 @@ def _count(config: ConfigDict, name: str, batch: dict[str, jax.ShapeDtypeStruct]
     """Teraflops of a step, an image, on one device."""
     mesh = sharding.create_mesh(devices=jax.devices()[:1])
     task = abstract_task(config, name, mesh, Schedule(_BATCH_SIZE, 1000, 5))
+    state = sharding.abstract(task.init_state, mesh, jax.random.key(0))
     with jax.set_mesh(mesh):
-        flops = task.count_flops(abstract_state(task, mesh), batch, jax.random.key(0))
+        flops = count_flops(task, state, batch, jax.random.key(0))
     return flops / _BATCH_SIZE / 1e12
 
 

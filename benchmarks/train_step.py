@@ -24,19 +24,22 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
-from nvg_jax import cli, hardware, jobs, sharding
+from nvg_jax import cli, hardware, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import load_network
-from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.model import build_generator
+from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
+from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask
-from nvg_jax.training.loop import Task
+from nvg_jax.training.loop import Schedule, Task, count_flops, make_step
 
 _TASK = flags.DEFINE_enum("task", "generator", ["generator", "tokenizer"], "What is trained.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["32"], "Images of all devices together.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each version.", lower_bound=1)
 
 Batch = dict[str, jax.Array]
+SCHEDULE = Schedule(batch_size=1, num_steps=1000, epoch_steps=0)
 
 
 def tokenizer_versions(config: ConfigDict) -> dict[str, Task]:
@@ -44,13 +47,13 @@ def tokenizer_versions(config: ConfigDict) -> dict[str, Task]:
     training = config.tokenizer.training
     lpips = load_network("lpips", random=True) if training.lpips_weight else None
     dino = load_network("dino", random=True) if training.adversarial_weight else None
-    return {"images": TokenizerTask(build_tokenizer(config), training, 1000, 0, lpips, dino)}
+    return {"images": TokenizerTask(build_tokenizer(config), training, SCHEDULE, lpips, dino)}
 
 
 def generator_versions(config: ConfigDict) -> dict[str, Task]:
     """The generator's task as configured, and without what costs extra."""
     tokenizer = build_tokenizer(config)
-    variables = sharding.unnamed(jax.jit(tokenizer.init)(jax.random.key(0), tokenizer.example()))
+    variables = sharding.unnamed(jax.jit(tokenizer.init_variables)(jax.random.key(0)))
 
     def task(repa_weight: float) -> GeneratorTask:
         training = config.generator.training.copy_and_resolve_references()
@@ -61,8 +64,8 @@ def generator_versions(config: ConfigDict) -> dict[str, Task]:
             tokenizer,
             variables,
             training,
-            1000,
-            jobs.sampling_settings(config),
+            SCHEDULE,
+            Settings.from_config(config.sampling),
             dinov2,
         )
 
@@ -92,17 +95,18 @@ def random_batch(config: ConfigDict, version: str, size: int) -> Batch:
 def measure(config: ConfigDict, versions: dict[str, Task], size: int, repeats: int) -> None:
     """Prints a line for each version; JaxRuntimeError if the batch does not fit."""
     seconds: dict[str, list[float]] = {name: [] for name in versions}
-    counted = {}
+    counted, steps = {}, {}
     for turn in range(repeats + 1):
         for name, task in versions.items():
             # A state of one version at a time, so that each has the memory to itself.
             state, batch = fresh_state(task), random_batch(config, name, size)
             key = jax.random.key(turn)
             if turn == 0:
-                counted[name] = task.count_flops(state, batch, key)
-            state = jax.block_until_ready(task.step(state, batch, key, 1)[0])
+                counted[name] = count_flops(task, state, batch, key)
+                steps[name] = make_step(task, state)
+            state = jax.block_until_ready(steps[name](state, task.frozen, batch, key)[0])
             start = time.perf_counter()
-            state, metrics = task.step(state, batch, key, 2)
+            state, metrics = steps[name](state, task.frozen, batch, key)
             jax.block_until_ready((state, metrics))
             if turn:
                 seconds[name].append(time.perf_counter() - start)
@@ -119,11 +123,8 @@ def measure(config: ConfigDict, versions: dict[str, Task], size: int, repeats: i
 
 
 def fresh_state(task: Task) -> Any:
-    def create(key: jax.Array) -> Any:
-        return task.init_state(task.init_variables(key), key)
-
-    key = jax.random.key(0)
-    return sharding.make(create, sharding.abstract(create, sharding.create_mesh(), key), key)
+    mesh, key = sharding.create_mesh(), jax.random.key(0)
+    return sharding.make(task.init_state, sharding.abstract(task.init_state, mesh, key), key)
 
 
 def peak_memory() -> str:

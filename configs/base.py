@@ -47,12 +47,14 @@ def get_config(
     tokenizer.model.num_blocks = 2
     tokenizer.model.latent_channels = 32
     tokenizer.model.vocab_size = 4096
+    # Of float32 convolutions: 'bfloat16', 'tensorfloat32' as in the paper's training, 'float32'.
+    tokenizer.model.precision = "tensorfloat32"
 
     tokenizer.training = training = ml_collections.ConfigDict()
     training.batch_size = 256
     training.microbatches = 1  # Parts of a batch whose gradients are added one after the other.
     training.epochs = 100.0
-    training.warm_up_epochs = 1.0  # Codebook warm-up.
+    training.codebook_warmup_epochs = 1.0  # In which every code gets a gradient.
     training.learning_rate = 1e-4
     training.schedule = "cosine"
     training.warmup_steps = 0
@@ -83,8 +85,10 @@ def get_config(
     generator.model.structure_width = 32 * depth
     generator.model.structure_heads = depth // 2
     generator.model.drop_path = 0.1 * depth / 24
-    generator.model.remat = True
+    generator.model.remat = "full"  # Recomputed in the backward pass: 'full', 'dots' or 'none'.
+    generator.model.attention = "xla"  # Or 'cudnn', on GPUs with dtype bfloat16.
     generator.model.dtype = "bfloat16"
+    generator.model.structure = "flow"  # How structure is generated.
     # The ablations of the paper's Table 3 turn these around one at a time.
     generator.model.noised_canvas = False
     generator.model.known_structure = True  # In the structure model's input; else pure noise.
@@ -100,7 +104,7 @@ def get_config(
     training.repa.weight = 0.5
     training.repa.depth = 8  # Blocks of the content model before the aligned tokens.
     training.repa.hidden = 2048
-    training.learning_rate = 3e-4  # 1e-4 * batch_size / 256
+    training.learning_rate = training.get_oneway_ref("batch_size").to_float() * 1e-4 / 256
     training.schedule = "linear"
     training.warmup_steps = 1_000
     training.warmup_from = 0.005
@@ -137,7 +141,6 @@ def get_config(
     config.compile = compile = ml_collections.ConfigDict()
     compile.topology = "v5e:16x16"  # Or v4:..., v5p:..., v6e:..., or 'local'.
     compile.tasks = ("tokenizer", "generator")
-    compile.num_images = 1_281_167  # Of the training split, for the number of steps.
     compile.largest_batch = True  # Look for it: compiles a few times.
 
     config.evaluation = evaluation = ml_collections.ConfigDict()

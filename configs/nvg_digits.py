@@ -40,6 +40,7 @@ def get_config():
     model.structure_width = 32
     model.structure_heads = 1
     model.drop_path = 0.0
+    model.remat = "none"  # There is memory enough.
     model.dtype = "float32"
     training = config.generator.training
     training.batch_size = 64

@@ -25,7 +25,7 @@ def get_config():
     training = tokenizer.training
     training.batch_size = 16
     training.epochs = 2.0
-    training.warm_up_epochs = 0.25
+    training.codebook_warmup_epochs = 0.25
     training.learning_rate = 1e-3
     training.warmup_steps = 50
     training.warmup_from = 0.01
@@ -42,7 +42,7 @@ def get_config():
     model.structure_width = 64
     model.structure_heads = 1
     model.drop_path = 0.0
-    model.remat = False  # There is memory enough.
+    model.remat = "none"  # There is memory enough.
     model.dtype = "float32"
     training = config.generator.training
     training.batch_size = 32

@@ -1,16 +1,10 @@
 """Structure from data: a latent's positions are paired greedily, level by level, into a tree."""
 
-import math
-
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from nvg_jax import granularity
-
-# Mesh axes over which a batch may be split; along any other axis clustering is replicated.
-BATCH_AXES = ("data", "fsdp")
 
 # The key of what must never be chosen: above the key of every float32.
 NEVER = jnp.iinfo(jnp.int32).max
@@ -26,10 +20,6 @@ def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
     No gradient flows through it, and it computes in float32. Distances that are not finite count
     as the largest finite one, so the result is a valid structure for every latent.
 
-    With a mesh set (`jax.set_mesh`) every device clusters the images of its own shard, split over
-    those of BATCH_AXES that the mesh has, and waits for no other. A batch that they cannot share
-    equally is clustered by each as a whole.
-
     Returns:
       int32 leaf labels s_K, a permutation of 0..L-1 for each image. The labels of stage k are
       s_K >> (K - k): cluster j of a stage splits into 2j and 2j + 1 of the next, 2j being the one
@@ -40,17 +30,6 @@ def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
     """
     granularity.last_stage(latent.shape[1])
     latent = jax.lax.stop_gradient(latent)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.manual_axes:  # manual: already inside a shard_map, on one device's images
-        return _cluster(latent)
-    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
-    shards = math.prod(mesh.shape[axis] for axis in axes)
-    split = PartitionSpec(axes) if latent.shape[0] % shards == 0 else PartitionSpec()
-    # check_vma off: the loops' initial values are constants, which the check takes for replicated.
-    return jax.shard_map(_cluster, in_specs=split, out_specs=split, check_vma=False)(latent)
-
-
-def _cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
     batch, num_positions, _ = latent.shape
     centroids = latent.astype(jnp.float32)
     # [B N L/N]: the positions of each cluster, those of its first child before the others.

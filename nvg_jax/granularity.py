@@ -4,6 +4,21 @@ An image of L = 2^K latent positions is described by stages k = 0..K. Stage k pa
 with 2^k tokens of L / 2^k positions each. Cluster j of stage k splits into clusters 2j and 2j + 1
 of stage k + 1, so that one leaf label per position holds the structure of every stage, and one heap
 the tokens of all.
+
+The words of this program:
+  stage     a granularity stage; an optimizer's step is a `step`.
+  structure which positions share a token, at all stages.
+  leaf      a position's label at the last stage; its top k bits are its label at stage k.
+  content   which tokens the clusters have; tokens are codebook entries.
+  heap      the tokens of all stages in one array: cluster j of stage k stands at 2^k - 1 + j.
+  brush     what one stage adds: its tokens painted on their clusters, and refined.
+  canvas    the sum of the brushes so far; the last one is the quantized latent.
+  given     what is not generated: structure, or structure and content, of the first stages.
+
+The symbols of shapes, the same everywhere:
+  B batch, L positions, K last stage, N clusters, C latent channels, V codebook, D width, H heads,
+  T transformer tokens, E width of a head; `stages` K + 1, `canvases` K + 2, `splits` K - 1 (the
+  stages whose next structure is generated), `heap` 2L - 1; images are [B, height, width, 3].
 """
 
 from __future__ import annotations
@@ -12,7 +27,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from nvg_jax.errors import UserError
 
@@ -28,7 +44,7 @@ class GranularitySequence(NamedTuple):
     """
 
     structure: Int[Array, "B L"]
-    tokens: Int[Array, "B M"]
+    tokens: Int[Array, "B heap"]
 
 
 def last_stage(num_positions: int) -> int:
@@ -73,9 +89,36 @@ def stage_slice(stage: int) -> slice:
     return slice(2**stage - 1, 2 ** (stage + 1) - 1)
 
 
-def stage_tokens(tokens: Int[Array, "B M"], stage: int) -> Int[Array, "B N"]:
+def stage_tokens(tokens: Int[Array, "B heap"], stage: int) -> Int[Array, "B N"]:
     """The `2^stage` tokens of one stage, by cluster."""
     return tokens[:, stage_slice(stage)]
+
+
+def structure_at(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"]:
+    """The structure with the bits that are not decided at a stage set to zero."""
+    return structure_from_labels(labels_at(structure, stage), stage)
+
+
+def token_counts(
+    tokens: Int[Array, "B heap"], vocab_size: int, mask: Bool[Array, "B"] | None = None
+) -> Int[Array, "stages V"]:
+    """How often each stage uses each code; images with a false `mask` do not count."""
+    num_stages = last_stage((tokens.shape[-1] + 1) // 2) + 1
+    weight = jnp.ones(tokens.shape[:1], jnp.int32) if mask is None else mask.astype(jnp.int32)
+    counts = []
+    for stage in range(num_stages):
+        codes = stage_tokens(tokens, stage)
+        zeros = jnp.zeros((vocab_size,), jnp.int32)
+        counts.append(zeros.at[codes].add(jnp.broadcast_to(weight[:, None], codes.shape)))
+    return jnp.stack(counts)
+
+
+def codebook_usage(
+    counts: Int[np.ndarray, "stages V"],
+) -> tuple[Float[np.ndarray, "stages"], float]:
+    """Share of the codes used at least once: by each stage, and by all stages together."""
+    used = np.asarray(counts) > 0
+    return used.mean(axis=1), float(used.any(axis=0).mean())
 
 
 def cluster_mean(

@@ -9,7 +9,7 @@ import zlib
 
 import jax
 import numpy as np
-from jaxtyping import Array, Key
+from jaxtyping import Array, Float, Key
 
 
 def named(seed: int | Key[Array, ""], *names: str) -> Key[Array, ""]:
@@ -24,3 +24,10 @@ def integer(seed: int, *names: str) -> int:
     """A number in [0, 2^32) for a purpose, for Grain and NumPy, which take no keys."""
     words = [zlib.crc32(name.encode()) for name in names]
     return int(np.random.SeedSequence([seed, *words]).generate_state(1)[0])
+
+
+def normal(
+    image_keys: Key[Array, "B"], name: str, shape: tuple[int, ...]
+) -> Float[Array, "B *shape"]:
+    """Normal numbers of each image for a purpose: they depend on the image's key alone."""
+    return jax.vmap(lambda key: jax.random.normal(named(key, name), shape))(image_keys)

@@ -7,6 +7,8 @@ width of the blocks is split. Axes of parameters have logical names, which RULES
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,12 +20,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from nvg_jax.clustering import BATCH_AXES
 from nvg_jax.errors import UserError
 
 Tree = Any
+log = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
 
 # batch: images. embed: the width that blocks read and write. hidden: the width inside of a block,
 # which the next layer sums up. layers: blocks of a stack.
@@ -158,15 +161,17 @@ def unnamed(tree: Tree) -> Tree:
 def abstract(function: Callable[..., Tree], mesh: Mesh, *args: Any) -> Tree:
     """Shapes, dtypes and places of what an initialiser makes, without the names of the axes.
 
-    An axis whose length the mesh's axis does not divide is not split.
+    An axis whose length the mesh's axis does not divide is not split, which is said once.
     """
     made = jax.eval_shape(function, *args)
 
     def place(leaf: jax.ShapeDtypeStruct, names: PartitionSpec) -> jax.ShapeDtypeStruct:
-        axes = [
-            axis if axis and mesh.shape[axis] > 1 and length % mesh.shape[axis] == 0 else None
-            for length, axis in zip(leaf.shape, nn.logical_to_mesh_axes(names, RULES), strict=False)
-        ]
+        axes: list[str | None] = []
+        for length, axis in zip(leaf.shape, nn.logical_to_mesh_axes(names, RULES), strict=False):
+            size = mesh.shape[axis] if axis else 1
+            if length % size:
+                _say_once(f"{size} devices along {axis} cannot share axes of {length}: kept whole")
+            axes.append(axis if size > 1 and length % size == 0 else None)
         while axes and axes[-1] is None:
             axes.pop()  # As jit writes the shardings of its results: equal places compile once.
         sharding = NamedSharding(mesh, PartitionSpec(*axes))
@@ -181,18 +186,39 @@ def make(function: Callable[..., Tree], like: Tree, *args: Any) -> Tree:
     return jax.jit(lambda *args: unnamed(function(*args)), out_shardings=shardings)(*args)
 
 
-def places(tree: Tree) -> tuple[Any, ...]:
-    """The shardings of a tree's leaves, as `keep` takes them."""
-    return tuple(leaf.sharding for leaf in jax.tree.leaves(tree))
-
-
-def keep(tree: Tree, shardings: tuple[Any, ...]) -> Tree:
-    """Inside of jit: leaves the arrays of a tree on the shardings that `places` gave."""
-    leaves, structure = jax.tree.flatten(tree)
-    kept = map(jax.lax.with_sharding_constraint, leaves, shardings)
-    return jax.tree.unflatten(structure, kept)
+def of(tree: Tree) -> Tree:
+    """The shardings of a tree's arrays, which may be abstract."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
 def split_batch(x: jax.Array) -> jax.Array:
     """Inside of jit with a mesh set: an array whose leading axis is split as batches are."""
     return nn.with_logical_constraint(x, ("batch",) + (None,) * (x.ndim - 1), rules=RULES)
+
+
+def by_device(function: Callable[[jax.Array], jax.Array], batch: jax.Array) -> jax.Array:
+    """Inside of jit: every device applies `function` to its own part of a batch, along axis 0.
+
+    So no device waits for another, whatever the function's loops depend on. With no mesh set, or
+    inside of a shard_map, the function is applied as it is. A batch that the devices cannot share
+    equally is computed as a whole by each, which is said once.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.manual_axes:
+        return function(batch)
+    axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
+    shards = math.prod(mesh.shape[axis] for axis in axes)
+    split = PartitionSpec(axes)
+    if batch.shape[0] % shards:
+        split = PartitionSpec()
+        _say_once(
+            f"a batch of {batch.shape[0]} images cannot be shared by {shards} devices: each of "
+            "them clusters all"
+        )
+    # check_vma off: loops' initial values are constants, which the check takes for replicated.
+    return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(batch)
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    log.info("%s", message)

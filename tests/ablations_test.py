@@ -7,12 +7,13 @@ import pytest
 
 from configs import nvg_digits
 from nvg_jax import granularity
-from nvg_jax.generator import losses
-from nvg_jax.generator import sampler as sampling
-from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator import sampler
+from nvg_jax.generator.model import build_generator
 from nvg_jax.granularity import GranularitySequence
+from nvg_jax.tokenizer.model import build_tokenizer
 
 BATCH, STAGE = 3, 2
+SCALES = jnp.linspace(1, 2, 6)
 ABLATIONS = {
     "structure_rope": False,
     "final_canvas": False,
@@ -34,13 +35,9 @@ def make_config(name=None):
 
 
 @pytest.fixture(scope="module")
-def variables(random_variables):
-    """Of the generator, whose parameters are the same with every switch, and the tokenizer."""
-    tokenizer = build_tokenizer(make_config())
-    tokenizer_variables = random_variables(tokenizer, tokenizer.example())
-    tokenizer_variables["stats"]["quantizer"]["canvas_scales"] = jnp.linspace(1, 2, 6)
-    generator = build_generator(make_config())
-    return random_variables(generator, generator.example()), tokenizer_variables
+def params(random_variables):
+    """Of the generator: the same with every switch."""
+    return random_variables(build_generator(make_config()).init_variables)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -59,140 +56,114 @@ def inputs():
     }
 
 
-def predict(generator, variables, inputs, structure, canvas, stage=STAGE, noise=None):
-    return generator.apply(
-        variables[0],
-        canvas,
+def predict(generator, params, inputs, structure, canvas, stage=STAGE, noise=None):
+    stage = jnp.full(BATCH, stage)
+    return jax.jit(generator.content.apply)(
+        {"params": params["content"]}, canvas, structure, stage, inputs["class_id"], SCALES, noise
+    )
+
+
+def velocity(generator, params, inputs, structure, stage=STAGE, noisy=None, time=0):
+    return jax.jit(generator.structure.apply)(
+        {"params": params["structure"]},
+        inputs["structure_noise"] if noisy is None else noisy,
+        inputs["canvases"][:, stage + 1],
         structure,
         jnp.full(BATCH, stage),
+        inputs["time"][:, time],
         inputs["class_id"],
-        variables[1]["stats"]["quantizer"]["canvas_scales"],
-        noise=noise,
-        method="predict_canvas",
     )
 
 
-def velocity(generator, variables, inputs, structure):
-    return generator.apply(
-        variables[0],
-        inputs["structure_noise"],
-        inputs["canvases"][:, 1],
-        structure,
-        jnp.full(BATCH, STAGE),
-        inputs["time"][:, 0],
-        inputs["class_id"],
-        method="velocity",
-    )
-
-
-def content_losses(generator, variables, inputs, canvas_noise=None):
-    return losses.content_losses(
-        generator,
-        variables[0],
-        inputs["sequence"],
-        inputs["canvases"],
-        inputs["class_id"],
-        variables[1]["stats"]["quantizer"]["canvas_scales"],
-        canvas_noise=canvas_noise,
-    )
+def content_losses(generator, params, inputs, noise=None):
+    given = (inputs["sequence"], inputs["canvases"], inputs["class_id"], SCALES)
+    return jax.jit(generator.content.loss)(params["content"], *given, noise)
 
 
 @pytest.mark.parametrize("name", [None, "structure_rope"])
-def test_rope_tells_the_structure_unless_switched_off(name, variables, inputs):
+def test_rope_tells_the_structure_unless_switched_off(name, params, inputs):
     generator, canvas = build_generator(make_config(name)), inputs["canvases"][:, STAGE]
     structure = inputs["sequence"].structure
     others = jnp.roll(structure, 1, axis=1)
-    content = [predict(generator, variables, inputs, s, canvas) for s in (structure, others)]
-    flow = [velocity(generator, variables, inputs, s) for s in (structure, others)]
+    content = [predict(generator, params, inputs, s, canvas) for s in (structure, others)]
+    flow = [velocity(generator, params, inputs, s) for s in (structure, others)]
     for one, other in (content, flow):
         assert np.array_equal(one, other) == (name == "structure_rope")
 
 
-def test_without_a_final_canvas_tokens_follow_from_the_output_itself(variables, inputs):
+def test_without_a_final_canvas_tokens_follow_from_the_output_itself(params, inputs):
     full, direct = (build_generator(make_config(name)) for name in (None, "final_canvas"))
     structure, canvas = inputs["sequence"].structure, inputs["canvases"][:, STAGE]
-    labels = granularity.labels_at(structure, STAGE)
-    output = predict(direct, variables, inputs, structure, canvas)
+    output = predict(direct, params, inputs, structure, canvas)
 
-    def logits(generator, output, canvas):
-        return generator.apply(variables[0], output, canvas, labels, 4, method="token_logits")
+    def logits(generator, canvas):
+        missing = generator.content.missing(output, canvas, structure, STAGE)
+        return generator.content.token_logits(params["content"], missing)
 
-    ignoring = logits(direct, output, canvas)
-    np.testing.assert_array_equal(ignoring, logits(direct, output, 0 * canvas))
-    np.testing.assert_allclose(ignoring, logits(full, output, 0 * canvas), atol=1e-6)
-    assert np.abs(ignoring - logits(full, output, canvas)).max() > 1e-3
-    assert set(content_losses(direct, variables, inputs)) == {"content"}
-    assert set(content_losses(full, variables, inputs)) == {"content", "final"}
+    ignoring = logits(direct, canvas)
+    np.testing.assert_array_equal(ignoring, logits(direct, 0 * canvas))
+    np.testing.assert_allclose(ignoring, logits(full, 0 * canvas), atol=1e-6)
+    assert np.abs(ignoring - logits(full, canvas)).max() > 1e-3
+    assert set(content_losses(direct, params, inputs)) == {"content"}
+    assert set(content_losses(full, params, inputs)) == {"content", "final"}
 
 
-def test_a_noised_canvas_goes_from_noise_to_itself(variables, inputs):
+def test_a_noised_canvas_goes_from_noise_to_itself(params, inputs):
     full, noised = (build_generator(make_config(name)) for name in (None, "noised_canvas"))
     structure, canvas = inputs["sequence"].structure, inputs["canvases"][:, STAGE]
     noise = inputs["canvas_noise"]
 
     def run(stage, canvas, noise):
-        return predict(noised, variables, inputs, structure, canvas, stage, noise)
+        return predict(noised, params, inputs, structure, canvas, stage, noise)
 
     np.testing.assert_array_equal(run(0, canvas, noise), run(0, 2 * canvas, noise))
     assert np.abs(run(0, canvas, noise) - run(0, canvas, 2 * noise)).max() > 1e-4
     # Two of five stages are done: 3/5 noise and 2/5 of the canvas, at its scale.
-    scale = variables[1]["stats"]["quantizer"]["canvas_scales"][STAGE]
-    mixed = 0.6 * noise / scale + 0.4 * canvas
-    expected = predict(full, variables, inputs, structure, mixed)
+    mixed = 0.6 * noise / SCALES[STAGE] + 0.4 * canvas
+    expected = predict(full, params, inputs, structure, mixed)
     np.testing.assert_allclose(run(STAGE, canvas, noise), expected, atol=1e-5)
-    by_stage = content_losses(noised, variables, inputs, noise)
-    assert np.any(
-        by_stage["content"] != content_losses(noised, variables, inputs, -noise)["content"]
-    )
+    one, other = (content_losses(noised, params, inputs, x)["content"] for x in (noise, -noise))
+    assert np.any(one != other)
 
 
-def test_pure_noise_hides_and_trains_all_channels(variables, inputs):
+def test_pure_noise_hides_and_trains_all_channels(params, inputs):
     generator = build_generator(make_config("known_structure"))
     structure = inputs["sequence"].structure
-    arguments = [inputs[name] for name in ("class_id", "structure_noise", "time")]
-    actual = losses.structure_losses(
-        generator, variables[0], inputs["sequence"], inputs["canvases"], *arguments
+    actual = jax.jit(generator.structure.loss_at)(
+        params["structure"],
+        *(inputs[name] for name in ("sequence", "canvases", "class_id", "structure_noise", "time")),
     )
     x = np.asarray(granularity.structure_embedding(structure, 4)) - 1
     noise, expected = np.asarray(inputs["structure_noise"]), []
     for stage in range(3):
         t = np.asarray(inputs["time"])[:, stage, None, None]
-        predicted = noise - generator.apply(
-            variables[0],
-            jnp.asarray(t * noise + (1 - t) * x),
-            inputs["canvases"][:, stage + 1],
-            structure,
-            jnp.full(BATCH, stage),
-            inputs["time"][:, stage],
-            inputs["class_id"],
-            method="velocity",
-        )
+        noisy = jnp.asarray(t * noise + (1 - t) * x)
+        predicted = noise - velocity(generator, params, inputs, structure, stage, noisy, stage)
         expected.append(np.mean((predicted - x) ** 2))
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
 @pytest.mark.slow
-def test_samples_show_every_switch(variables):
+def test_samples_show_every_switch(params, random_variables):
     tokenizer = build_tokenizer(make_config())
-    keys = jax.random.split(jax.random.key(1), 32)
+    tokenizer_variables = random_variables(tokenizer.init_variables)
+    tokenizer_variables["stats"]["quantizer"]["canvas_scales"] = SCALES
     # Large enough for choices to differ, and for the flow's scores not all to be clipped.
     factors = {"content": 4, "structure": 2}
     strong = {
-        "params": {
-            name: jax.tree.map(lambda x, f=factor: f * x, variables[0]["params"][name])
-            for name, factor in factors.items()
-        }
+        name: jax.tree.map(lambda x, f=factor: f * x, params[name])
+        for name, factor in factors.items()
     }
     found = []
     for name in (None, *ABLATIONS):
-        sequence = sampling.sample(
+        sequence = sampler.sample(
             tokenizer,
             build_generator(make_config(name)),
-            sampling.Settings(flow_steps=3),
-            variables[1],
-            strong,
+            sampler.Settings(flow_steps=3),
+            tokenizer_variables,
+            {"params": strong},
             jnp.arange(32) % 3,
-            keys,
+            jax.random.split(jax.random.key(1), 32),
         )
         np.testing.assert_array_equal(np.sort(sequence.structure), np.tile(np.arange(16), (32, 1)))
         found.append(np.concatenate(sequence, axis=1).tobytes())

@@ -1,8 +1,3 @@
-import os
-import pathlib
-import subprocess
-import sys
-
 import hypothesis
 import jax
 import jax.numpy as jnp
@@ -15,7 +10,6 @@ from scipy import ndimage
 from nvg_jax import clustering, granularity
 from nvg_jax.errors import UserError
 
-TESTS = pathlib.Path(__file__).parent
 BATCH, CHANNELS = 3, 4  # few shapes: each is compiled once
 cluster = jax.jit(clustering.cluster)
 
@@ -62,8 +56,8 @@ def random_points(kind: str, num_positions: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["white", "smooth", "small"])
-def test_labels_of_all_stages_are_those_of_the_reference(name):
-    with np.load(TESTS / "golden/clustering.npz", allow_pickle=False) as golden:
+def test_labels_of_all_stages_are_those_of_the_reference(golden_directory, name):
+    with np.load(golden_directory / "clustering.npz", allow_pickle=False) as golden:
         points, expected = golden[f"{name}.points"], golden[f"{name}.labels"]
     structure = cluster(points)
     for stage in range(expected.shape[1]):
@@ -156,62 +150,3 @@ def test_memory_holds_distances_but_not_differences():
     temporary = cluster.lower(latent).compile().memory_analysis().temp_size_in_bytes
     distances = 4 * batch * positions**2
     assert 0 < temporary < 4 * distances < channels * distances
-
-
-_ON_FOUR_DEVICES = """
-import re
-
-import jax
-import numpy as np
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-from nvg_jax.clustering import cluster
-
-COLLECTIVE = re.compile("all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
-points = np.random.default_rng(0).standard_normal((8, 8, 2), np.float32)
-expected = np.asarray(jax.jit(cluster)(points))
-
-
-def check(mesh, spec):
-    sharding = NamedSharding(mesh, spec)
-    with jax.set_mesh(mesh):
-        compiled = jax.jit(cluster).lower(jax.device_put(points, sharding)).compile()
-    assert not COLLECTIVE.search(compiled.as_text())
-    labels = compiled(jax.device_put(points, sharding))
-    assert labels.sharding.is_equivalent_to(sharding, labels.ndim)
-    np.testing.assert_array_equal(labels, expected)
-
-
-mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-spec = PartitionSpec("data")
-check(mesh, spec)
-axes = "data", "fsdp", "tensor"
-check(
-    jax.make_mesh((2, 1, 2), axes, axis_types=(AxisType.Auto,) * 3), PartitionSpec(("data", "fsdp"))
-)
-
-# Without the mesh set, the devices agree on every round: what the check above can find.
-sharded = jax.device_put(points, NamedSharding(mesh, spec))
-assert COLLECTIVE.search(jax.jit(cluster).lower(sharded).compile().as_text())
-
-with jax.set_mesh(mesh):
-    gradient = jax.jit(jax.grad(lambda x: (x * cluster(x)[..., None]).sum()))(sharded)
-    inside = jax.shard_map(cluster, in_specs=spec, out_specs=spec, check_vma=False)
-    np.testing.assert_array_equal(jax.jit(inside)(sharded), expected)
-np.testing.assert_array_equal(gradient, np.broadcast_to(expected[..., None], points.shape))
-"""
-
-
-def test_devices_cluster_their_own_images_without_talking():
-    env = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", _ON_FOUR_DEVICES],
-        env=env,
-        cwd=TESTS.parent,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr

@@ -2,10 +2,11 @@
 
 import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,16 +18,19 @@ from ml_collections import ConfigDict
 from configs import nvg_digits
 from nvg_jax import clustering, sharding
 from nvg_jax.generator.model import Generator
+from nvg_jax.generator.sizes import Sizes, StackSizes
+from nvg_jax.granularity import GranularitySequence
 from nvg_jax.interop import released
+from nvg_jax.tokenizer.autoencoder import downsampling
 from nvg_jax.tokenizer.model import Tokenizer
-from nvg_jax.tokenizer.quantizer import Quantized
 
 # The first example of a shape is compiled, which no deadline allows for.
 settings.register_profile("compiled", deadline=None, max_examples=50)
 settings.load_profile("compiled")
 
 # Compiled programs are shared by all test processes, and those that tests start.
-_CACHE = pathlib.Path(__file__).parents[1] / ".jax_cache"
+TESTS = pathlib.Path(__file__).parent
+_CACHE = TESTS.parent / ".jax_cache"
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
 jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 
@@ -34,7 +38,6 @@ jax.config.update("jax_compilation_cache_dir", str(_CACHE))
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 _STATE_DICT = "state_dict."
 
 
@@ -48,7 +51,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 class Golden(NamedTuple):
     """A module, its variables, the `state_dict` they come from, and the reference arrays."""
 
-    module: nn.Module
+    module: Tokenizer | Generator
     variables: Any
     state_dict: dict[str, np.ndarray]
     arrays: dict[str, np.ndarray]
@@ -57,13 +60,13 @@ class Golden(NamedTuple):
 class Sequences(NamedTuple):
     """What the generator's reference arrays are trained on."""
 
-    structure: Any
-    quantized: Quantized
+    sequence: GranularitySequence
+    canvases: Any
     class_id: Any
 
 
-def _load(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    with np.load(GOLDEN / name, allow_pickle=False) as file:
+def _load(path: pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    with np.load(path, allow_pickle=False) as file:
         arrays = dict(file)
     state_dict = {
         key.removeprefix(_STATE_DICT): arrays.pop(key)
@@ -73,26 +76,19 @@ def _load(name: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     return state_dict, arrays
 
 
-def _tokenizer(image_size: int) -> Tokenizer:
-    return Tokenizer(
-        image_size=image_size,
-        width=32,
-        multipliers=(1, 1, 1, 2, 2),
-        num_blocks=1,
-        latent_channels=32,
-        vocab_size=64,
-    )
+@pytest.fixture(scope="session")
+def golden_directory() -> pathlib.Path:
+    """The reference arrays; others of the same form can be put in their place."""
+    return pathlib.Path(os.environ.get("NVG_JAX_GOLDEN", TESTS / "golden"))
 
 
 @pytest.fixture(scope="session")
-def random_variables() -> Callable[..., Any]:
-    """Variables of a module from small normal numbers: compiling `init` takes seconds."""
+def random_variables() -> Callable[[Callable[[Any], Any]], Any]:
+    """What an initialiser makes, of small normal numbers: compiling it takes seconds."""
 
-    def fill(module: nn.Module, *example: Any) -> Any:
+    def fill(init: Callable[[Any], Any]) -> Any:
         rng = np.random.default_rng(0)
-        shapes = sharding.unnamed(
-            jax.eval_shape(lambda key: module.init(key, *example), jax.random.key(0))
-        )
+        shapes = sharding.unnamed(jax.eval_shape(init, jax.random.key(0)))
         return jax.tree.map(
             lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), leaf.dtype), shapes
         )
@@ -100,30 +96,44 @@ def random_variables() -> Callable[..., Any]:
     return fill
 
 
+def _tokenizer(arrays: dict[str, np.ndarray], state_dict: Any, num_positions: int) -> Tokenizer:
+    """The golden tokenizer, for images of so many positions."""
+    multipliers = tuple(map(int, arrays["config.ch_mult"]))
+    vocab_size, channels = state_dict["quantize.embedding.weight"].shape
+    return Tokenizer(
+        image_size=round(num_positions**0.5) * downsampling(multipliers),
+        width=int(arrays["config.ch"]),
+        multipliers=multipliers,
+        num_blocks=int(arrays["config.num_res_blocks"]),
+        latent_channels=channels,
+        vocab_size=vocab_size,
+    )
+
+
 @pytest.fixture(scope="session")
-def golden_tokenizer() -> Golden:
-    """64 x 64 images, 4 x 4 positions. The scales are made up: the references have none."""
-    state_dict, arrays = _load("tokenizer.npz")
-    module = _tokenizer(image_size=64)
-    scales = np.linspace(1.0, 2.0, 6, dtype=np.float32)
+def golden_tokenizer(golden_directory) -> Golden:
+    """The scales are made up: the references have none."""
+    state_dict, arrays = _load(golden_directory / "tokenizer.npz")
+    module = _tokenizer(arrays, state_dict, arrays["labels"].shape[-1])
+    scales = np.linspace(1.0, 2.0, module.last_stage + 2, dtype=np.float32)
     variables = released.tokenizer_variables(state_dict, module, scales)
     return Golden(module, jax.tree.map(jnp.asarray, variables), state_dict, arrays)
 
 
 @pytest.fixture(scope="session")
-def golden_generator() -> Golden:
-    """16 x 16 positions."""
-    state_dict, arrays = _load("generator.npz")
+def golden_generator(golden_directory) -> Golden:
+    """As the paper's generators of its depth."""
+    state_dict, arrays = _load(golden_directory / "generator.npz")
+    depth, (channels, height, width) = int(arrays["config.depth"]), arrays["latent"].shape[1:]
     module = Generator(
-        depth=2,
-        content_width=128,
-        content_heads=2,
-        structure_width=64,
-        structure_heads=1,
-        grid=(16, 16),
-        latent_channels=32,
-        vocab_size=64,
-        num_classes=10,
+        Sizes(
+            content=StackSizes(depth, width=64 * depth, num_heads=depth),
+            structure=StackSizes(depth, width=32 * depth, num_heads=depth // 2),
+            grid=(height, width),
+            latent_channels=channels,
+            vocab_size=int(arrays["config.vocab"]),
+            num_classes=int(arrays["config.num_classes"]),
+        )
     )
     variables = released.generator_variables(state_dict, module)
     return Golden(module, jax.tree.map(jnp.asarray, variables), state_dict, arrays)
@@ -135,9 +145,18 @@ def golden_generator_tokenizer(golden_tokenizer, golden_generator) -> Golden:
 
     The references were computed with the published scales; the buffer beside them is rounded.
     """
-    state_dict = golden_tokenizer.state_dict | golden_generator.state_dict
-    module = _tokenizer(image_size=256)
-    variables = released.tokenizer_variables(state_dict, module)
+    own = {
+        name: tensor
+        for name, tensor in golden_tokenizer.state_dict.items()
+        if not name.startswith("quantize.")
+    }
+    state_dict = own | golden_generator.state_dict
+    length = golden_generator.module.sizes.num_positions
+    module = _tokenizer(golden_tokenizer.arrays, state_dict, length)
+    scales = None
+    if module.last_stage + 2 != len(released.PUBLISHED_CANVAS_SCALES):
+        scales = released.canvas_scales_of(state_dict)
+    variables = released.tokenizer_variables(state_dict, module, scales)
     return Golden(module, jax.tree.map(jnp.asarray, variables), state_dict, golden_generator.arrays)
 
 
@@ -154,7 +173,31 @@ def golden_sequences(golden_generator_tokenizer) -> Sequences:
         return structure, quantized
 
     latent = jnp.asarray(rearrange(arrays["latent"], "b c h w -> b (h w) c"), jnp.float32)
-    return Sequences(*quantize(latent), jnp.asarray(arrays["class_label"], jnp.int32))
+    structure, quantized = quantize(latent)
+    sequence = GranularitySequence(structure, quantized.tokens)
+    class_id = jnp.asarray(arrays["class_label"], jnp.int32)
+    return Sequences(sequence, quantized.canvases, class_id)
+
+
+@pytest.fixture(scope="session")
+def run_program() -> Callable[..., str]:
+    """Runs a program of tests/programs on so many simulated devices; gives what it prints."""
+
+    def run(name: str, *arguments: str, devices: int, **environment: str) -> str:
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        done = subprocess.run(
+            [sys.executable, str(TESTS / "programs" / f"{name}.py"), *arguments],
+            env=os.environ
+            | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(TESTS.parent)}
+            | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,22 @@
-"""The content generator: from the canvas so far to the stage's tokens (paper, Sec. 3.3)."""
+"""The content generator: from the canvas so far to the stage's tokens (paper, Sec. 3.3).
+
+The network, its losses and the drawing of tokens.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import optax
+from einops import rearrange, repeat
+from jaxtyping import Array, Float, Int, Key
 
-from nvg_jax import granularity
+from nvg_jax import granularity, keys
+from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import (
     Head,
     Stack,
@@ -18,50 +26,33 @@ from nvg_jax.generator.transformer import (
     rope_ids,
     with_class_token,
 )
+from nvg_jax.granularity import GranularitySequence
+
+Params = Any
+Align = Callable[[Float[Array, "B stages L D"]], Float[Array, "stages"]]
 
 
-class ContentModel(nn.Module):
+class Content(nn.Module):
     """Predicts the final canvas from the canvas of a stage, and from that the stage's tokens.
 
-    Class ids are `0..num_classes - 1`; `num_classes` itself stands for "no class". `tap`: as in
-    `Stack`. The switches below are the ablations of Table 3, set to the full method.
-
-    structure_rope: whether RoPE tells the blocks which cluster a position belongs to.
-    final_canvas: whether the tokens follow from a predicted final canvas minus the canvas so far;
-        else they follow from the head's output directly.
-    noised_canvas: whether the canvas is blended with noise, all noise at stage 0 and none once it
-        is finished, in place of the learned start canvas.
+    Its parameters are given to `loss` and `token_logits`; what is not marked `nowrap` is the
+    network itself. tap: as in `transformer.Stack`.
     """
 
-    depth: int
-    width: int
-    num_heads: int
-    grid: tuple[int, int]
-    latent_channels: int
-    vocab_size: int
-    num_classes: int
-    drop_path: float = 0.0
-    remat: bool = False
-    dtype: Any = jnp.float32
+    sizes: Sizes
     tap: int = 0
-    structure_rope: bool = True
-    final_canvas: bool = True
-    noised_canvas: bool = False
 
     def setup(self) -> None:
-        num_positions = self.grid[0] * self.grid[1]
-        self.num_stages = granularity.last_stage(num_positions) + 1
+        sizes, stack = self.sizes, self.sizes.content
         self.start_canvas = self.param(
-            "start_canvas", embedding_init, (num_positions, self.latent_channels)
+            "start_canvas", embedding_init, (sizes.num_positions, sizes.latent_channels)
         )
-        self.canvas_embed = dense(self.width, self.dtype)
-        self.class_embed = embed(self.num_classes + 1, self.width)
-        self.stage_embed = embed(self.num_stages, self.width)
-        self.stack = Stack(
-            self.depth, self.num_heads, self.drop_path, self.remat, self.dtype, self.tap
-        )
-        self.final_head = Head(self.latent_channels, self.dtype)
-        self.token_head = dense(self.vocab_size, jnp.float32)
+        self.canvas_embed = dense(stack.width, stack.dtype)
+        self.class_embed = embed(sizes.num_classes + 1, stack.width)
+        self.stage_embed = embed(sizes.last_stage + 1, stack.width)
+        self.stack = Stack(stack, self.tap)
+        self.final_head = Head(sizes.latent_channels, stack.dtype)
+        self.token_head = dense(sizes.vocab_size, jnp.float32)
 
     def __call__(
         self,
@@ -69,39 +60,159 @@ class ContentModel(nn.Module):
         structure: Int[Array, "B L"],
         stage: Int[Array, "B"],
         class_id: Int[Array, "B"],
-        canvas_scales: Float[Array, "S"],
-        deterministic: bool = True,
+        canvas_scales: Float[Array, "canvases"],
         noise: Float[Array, "B L C"] | None = None,
+        deterministic: bool = True,
     ) -> Float[Array, "B L C"]:
         """The predicted final canvas.
 
         canvas: what stages before `stage` have painted. structure: only the top `stage` bits count.
-        canvas_scales: 1 / std of the tokenizer's canvases. Random keys: `drop_path`, unless
-        deterministic. noise: normal, of the image, for a model with `noised_canvas`.
+        canvas_scales: 1 / std of the tokenizer's canvases. noise: as `noise` makes it. Random keys:
+        `drop_path`, unless deterministic.
         """
+        sizes = self.sizes
         scaled = canvas * canvas_scales[stage][:, None, None]
-        if self.noised_canvas:
-            share = (1.0 - stage / self.num_stages)[:, None, None]
+        if sizes.noised_canvas:
+            share = (1.0 - stage / (sizes.last_stage + 1))[:, None, None]
             scaled = share * noise + (1.0 - share) * scaled
         else:
             scaled = jnp.where((stage == 0)[:, None, None], self.start_canvas, scaled)
         class_token = self.class_embed(class_id)
         vector = class_token + self.stage_embed(stage)
-        x = jnp.concatenate(
-            [class_token[:, None].astype(self.dtype), self.canvas_embed(scaled)], axis=1
-        )
-        known = stage if self.structure_rope else jnp.zeros_like(stage)
-        ids = rope_ids(granularity.structure_embedding(structure, known), self.grid)
+        class_token = class_token[:, None].astype(sizes.content.dtype)
+        x = jnp.concatenate([class_token, self.canvas_embed(scaled)], axis=1)
+        known = stage if sizes.structure_rope else jnp.zeros_like(stage)
+        ids = rope_ids(granularity.structure_embedding(structure, known), sizes.grid)
         x = self.stack(x, vector, with_class_token(ids), deterministic)
         return self.final_head(x[:, 1:], vector) / canvas_scales[-1]
 
-    def logits(
+    def logits(self, missing: Float[Array, "B N C"]) -> Float[Array, "B N V"]:
+        """Token logits of clusters, from the mean of what is still missing on the canvas there."""
+        return self.token_head(missing)
+
+    def init_all(self) -> None:
+        """Runs every part once on zeros, which is all that initialisation needs."""
+        sizes = self.sizes
+        canvas = jnp.zeros((1, sizes.num_positions, sizes.latent_channels))
+        zero = jnp.zeros((1,), jnp.int32)
+        structure = jnp.zeros((1, sizes.num_positions), jnp.int32)
+        scales = jnp.ones((sizes.last_stage + 2,))
+        self.logits(self(canvas, structure, zero, zero, scales, canvas))
+
+    @nn.nowrap
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        return self.init(key, method=Content.init_all)["params"]
+
+    @nn.nowrap
+    def noise(self, image_keys: Key[Array, "B"]) -> Float[Array, "B L C"] | None:
+        """Each image's canvas noise, which all its stages share; None for a model without."""
+        if not self.sizes.noised_canvas:
+            return None
+        shape = (self.sizes.num_positions, self.sizes.latent_channels)
+        return keys.normal(image_keys, "canvas noise", shape)
+
+    @nn.nowrap
+    def missing(
         self,
         final_canvas: Float[Array, "B L C"],
         canvas: Float[Array, "B L C"],
-        labels: Int[Array, "B L"],
-        num_clusters: int,
-    ) -> Float[Array, "B N V"]:
-        """Token logits of each cluster, from what is still missing on the canvas there."""
-        missing = final_canvas - canvas if self.final_canvas else final_canvas
-        return self.token_head(granularity.cluster_mean(missing, labels, num_clusters))
+        structure: Int[Array, "B L"],
+        stage: int,
+    ) -> Float[Array, "B N C"]:
+        """What is missing on the canvas of a stage, mean over each of its clusters."""
+        missing = final_canvas - canvas if self.sizes.final_canvas else final_canvas
+        labels = granularity.labels_at(structure, stage)
+        return granularity.cluster_mean(missing, labels, 2**stage)
+
+    @nn.nowrap
+    def token_logits(self, params: Params, missing: Float[Array, "B N C"]) -> Float[Array, "B N V"]:
+        """`logits` with the given parameters."""
+        return self.apply({"params": params}, missing, method=Content.logits)
+
+    @nn.nowrap
+    def loss(
+        self,
+        params: Params,
+        sequence: GranularitySequence,
+        canvases: Float[Array, "B canvases L C"],
+        class_id: Int[Array, "B"],
+        canvas_scales: Float[Array, "canvases"],
+        noise: Float[Array, "B L C"] | None = None,
+        drop_path_key: Key[Array, ""] | None = None,
+        align: Align | None = None,
+    ) -> dict[str, Float[Array, "stages"]]:
+        """What guides the network, at stages 0..K of every image at once (paper, Eq. 5-7).
+
+        `final`: error of the predicted final canvas, unless the model is without one; `content`:
+        cross-entropy of the tokens; `repa`: what `align` gives for the tokens that are tapped.
+
+        canvases: before each stage and after the last. drop_path_key: when training.
+        """
+        stages = self.sizes.last_stage + 1
+        inputs = canvases[:, :stages]
+        final_canvas, sown = self.apply(
+            {"params": params},
+            rearrange(inputs, "b s l c -> (b s) l c"),
+            stages_of_each(sequence.structure, stages),
+            jnp.tile(jnp.arange(stages), class_id.shape[0]),
+            stages_of_each(class_id, stages),
+            canvas_scales,
+            None if noise is None else stages_of_each(noise, stages),
+            deterministic=drop_path_key is None,
+            rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
+            mutable=["intermediates"],
+        )
+        final_canvas = rearrange(final_canvas, "(b s) l c -> b s l c", s=stages)
+        by_stage = {}
+        if self.sizes.final_canvas:
+            by_stage["final"] = jnp.mean((final_canvas - canvases[:, -1:]) ** 2, axis=(0, 2, 3))
+        missing = [
+            self.missing(final_canvas[:, stage], inputs[:, stage], sequence.structure, stage)
+            for stage in range(stages)
+        ]
+        logits = self.token_logits(params, jnp.concatenate(missing, axis=1))
+        error = optax.softmax_cross_entropy_with_integer_labels(logits, sequence.tokens)
+        by_stage["content"] = jnp.stack(
+            [jnp.mean(error[:, granularity.stage_slice(stage)]) for stage in range(stages)]
+        )
+        if align is not None:
+            (tapped,) = sown["intermediates"]["stack"]["tapped"]
+            by_stage["repa"] = align(rearrange(tapped[:, 1:], "(b s) l d -> b s l d", s=stages))
+        return by_stage
+
+
+def stages_of_each(array: Array, num_stages: int) -> Array:
+    """Repeats a batch so that the stages of an image lie next to each other."""
+    return repeat(array, "b ... -> (b s) ...", s=num_stages)
+
+
+def draw(
+    logits: Float[Array, "B N V"],
+    image_keys: Key[Array, "B"],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+) -> Int[Array, "B N"]:
+    """Draws a token for each cluster; at temperature 0 the most likely one."""
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = truncate(logits / temperature, top_k, top_p)
+    return jax.vmap(jax.random.categorical)(image_keys, logits).astype(jnp.int32)
+
+
+def truncate(logits: Float[Array, "B N V"], top_k: int, top_p: float) -> Float[Array, "B N V"]:
+    """Sets to -inf what is neither among the `top_k` nor within the likeliest mass `top_p`.
+
+    The token that crosses `top_p` is kept. `top_k` 0 and `top_p` 1 mean no bound.
+    """
+    if 0 < top_k < logits.shape[-1]:
+        least = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    if top_p < 1:
+        descending = -jnp.sort(-logits, axis=-1)
+        probability = jax.nn.softmax(descending, axis=-1)
+        mass_before = jnp.cumsum(probability, axis=-1) - probability
+        kept = (mass_before < top_p).at[..., 0].set(True)
+        least = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < least, -jnp.inf, logits)
+    return logits

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from nvg_jax.frozen import vit
 from nvg_jax.generator.transformer import dense
 
 
@@ -26,9 +28,34 @@ class Projector(nn.Module):
         return dense(self.features, jnp.float32, "linear3", ("embed", None))(x)
 
 
+class Alignment:
+    """What the tokens that a content model taps lose for looking unlike DINOv2's."""
+
+    def __init__(self, dinov2: vit.VisionTransformer, hidden: int, dtype: str):
+        self._dinov2 = dinov2.clone(dtype=dtype)
+        self._projector = Projector(hidden, dinov2.width, dtype)
+
+    def init_params(self, key: jax.Array, width: int) -> Any:
+        """Of the projector, from tokens of this width."""
+        return self._projector.init(key, jnp.zeros((1, width)))["params"]
+
+    def loss(
+        self,
+        params: Any,
+        dinov2_variables: Any,
+        images: Float[Array, "B height width 3"],
+        grid: tuple[int, int],
+        tokens: Float[Array, "B stages L D"],
+    ) -> Float[Array, "stages"]:
+        """`misalignment` of the projected tokens of every stage, on a grid of L positions."""
+        features = vit.dinov2_features(self._dinov2, dinov2_variables, images, grid)
+        projected = self._projector.apply({"params": params}, tokens)
+        return misalignment(projected, jax.lax.stop_gradient(features))
+
+
 def misalignment(
-    projected: Float[Array, "B S L F"], features: Float[Array, "B L F"]
-) -> Float[Array, "S"]:
+    projected: Float[Array, "B stages L F"], features: Float[Array, "B L F"]
+) -> Float[Array, "stages"]:
     """1 - cosine similarity, mean over images and positions of each stage."""
     distance = optax.losses.cosine_distance(projected, features[:, None], epsilon=1e-8)
     return jnp.mean(distance, axis=(0, 2))

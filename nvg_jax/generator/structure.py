@@ -1,43 +1,48 @@
-"""The structure generator: a rectified flow over the structure embedding (paper, Sec. 3.3)."""
+"""The structure generator: a rectified flow over the structure embedding (paper, Sec. 3.3).
+
+The network, the law of its times, its loss and the solver. Another way to generate structure is
+another file with a module of the same public methods, and a name in `model.STRUCTURE_GENERATORS`.
+"""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from nvg_jax import granularity
+from nvg_jax import granularity, keys
+from nvg_jax.generator.content import stages_of_each
+from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import (
     Head,
     Stack,
     dense,
     embed,
     rope_ids,
-    time_features,
     with_class_token,
 )
+from nvg_jax.granularity import GranularitySequence
+
+Params = Any
 
 CANVAS_ROLE = 2
 
 
-class StructureModel(nn.Module):
+class StructureFlow(nn.Module):
     """Predicts the velocity of the structure channels from the canvas after a stage.
 
-    Class ids are `0..num_classes - 1`; `num_classes` itself stands for "no class".
-    `structure_rope`: whether RoPE tells the blocks the known structure (ablation of Table 3).
+    Time runs from 1, noise, to 0, the structure embedding in [-1, 1]. Channels below the stage are
+    known: they hold the structure at all times. `loss`, `noise` and `scores` are what trains and
+    samples it; what is not marked `nowrap` is the network itself.
     """
 
-    depth: int
-    width: int
-    num_heads: int
-    grid: tuple[int, int]
-    num_classes: int
-    drop_path: float = 0.0
-    remat: bool = False
-    dtype: Any = jnp.float32
-    structure_rope: bool = True
+    sizes: Sizes
 
     @nn.compact
     def __call__(
@@ -50,34 +55,174 @@ class StructureModel(nn.Module):
         class_id: Int[Array, "B"],
         deterministic: bool = True,
     ) -> Float[Array, "B L K"]:
-        """The velocity `eps - x` at flow time `time` in [0, 1] (1 is noise).
+        """The velocity `eps - x` at flow time `time` in [0, 1].
 
-        noisy: the flow's state; its channels below `stage` hold the known structure, in {-1, 1}.
-        canvas: painted by the stages up to and including `stage`; structure: only the top `stage`
-        bits count. Random keys: `drop_path`, unless deterministic.
+        noisy: the flow's state. canvas: painted by the stages up to and including `stage`.
+        structure: only the top `stage` bits count. Random keys: `drop_path`, unless deterministic.
         """
-        num_bits, length = noisy.shape[-1], noisy.shape[-2]
-        class_token = embed(self.num_classes + 1, self.width, "class_embed")(class_id)
-        vector = class_token + embed(num_bits - 1, self.width, "stage_embed")(stage)
-        hidden = dense(self.width, jnp.float32, "time_embed_in", (None, "hidden"))(
+        sizes, stack = self.sizes, self.sizes.structure
+        length, num_bits = noisy.shape[1:]
+        class_token = embed(sizes.num_classes + 1, stack.width, "class_embed")(class_id)
+        vector = class_token + embed(num_bits - 1, stack.width, "stage_embed")(stage)
+        hidden = dense(stack.width, jnp.float32, "time_embed_in", (None, "hidden"))(
             time_features(time)
         )
-        vector += dense(self.width, jnp.float32, "time_embed_out", ("hidden", "embed"))(
+        vector += dense(stack.width, jnp.float32, "time_embed_out", ("hidden", "embed"))(
             nn.silu(hidden)
         )
         x = jnp.concatenate(
             [
-                class_token[:, None].astype(self.dtype),
-                dense(self.width, self.dtype, "canvas_embed")(canvas),
-                dense(self.width, self.dtype, "structure_embed")(noisy),
+                class_token[:, None].astype(stack.dtype),
+                dense(stack.width, stack.dtype, "canvas_embed")(canvas),
+                dense(stack.width, stack.dtype, "structure_embed")(noisy),
             ],
             axis=1,
         )
-        known = stage if self.structure_rope else jnp.zeros_like(stage)
+        known = stage if sizes.structure_rope else jnp.zeros_like(stage)
         bits = granularity.structure_embedding(structure, known)
-        canvas_ids = rope_ids(bits, self.grid, CANVAS_ROLE)
-        ids = jnp.concatenate([canvas_ids, rope_ids(bits, self.grid)], axis=1)
-        x = Stack(self.depth, self.num_heads, self.drop_path, self.remat, self.dtype, name="stack")(
-            x, vector, with_class_token(ids), deterministic
+        canvas_ids = rope_ids(bits, sizes.grid, CANVAS_ROLE)
+        ids = jnp.concatenate([canvas_ids, rope_ids(bits, sizes.grid)], axis=1)
+        x = Stack(stack, name="stack")(x, vector, with_class_token(ids), deterministic)
+        return Head(num_bits, stack.dtype, name="head")(x[:, 1 + length :], vector)
+
+    @nn.nowrap
+    def init_params(self, key: Key[Array, ""]) -> Params:
+        sizes = self.sizes
+        canvas = jnp.zeros((1, sizes.num_positions, sizes.latent_channels))
+        noisy = jnp.zeros((1, sizes.num_positions, sizes.last_stage))
+        structure = jnp.zeros((1, sizes.num_positions), jnp.int32)
+        zero = jnp.zeros((1,), jnp.int32)
+        return self.init(key, noisy, canvas, structure, zero, jnp.zeros((1,)), zero)["params"]
+
+    @nn.nowrap
+    def noise(self, image_keys: Key[Array, "B"]) -> Float[Array, "B L K"]:
+        """Each image's structure noise, which all its stages share."""
+        shape = (self.sizes.num_positions, self.sizes.last_stage)
+        return keys.normal(image_keys, "structure noise", shape)
+
+    @nn.nowrap
+    def times(self, image_keys: Key[Array, "B"]) -> Float[Array, "B splits"]:
+        """Training's flow time of each image and stage, logistic-normal."""
+        shape = (self.sizes.last_stage - 1,)
+        return jax.nn.sigmoid(keys.normal(image_keys, "flow time", shape))
+
+    @nn.nowrap
+    def loss(
+        self,
+        params: Params,
+        sequence: GranularitySequence,
+        canvases: Float[Array, "B canvases L C"],
+        class_id: Int[Array, "B"],
+        image_keys: Key[Array, "B"],
+        drop_path_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "splits"]:
+        """Error of the predicted structure at stages 0..K-2, from the true canvas after each.
+
+        The noise and the times of an image are drawn with its key. drop_path_key: when training.
+        """
+        noise, time = self.noise(image_keys), self.times(image_keys)
+        return self.loss_at(params, sequence, canvases, class_id, noise, time, drop_path_key)
+
+    @nn.nowrap
+    def loss_at(
+        self,
+        params: Params,
+        sequence: GranularitySequence,
+        canvases: Float[Array, "B canvases L C"],
+        class_id: Int[Array, "B"],
+        noise: Float[Array, "B L K"],
+        time: Float[Array, "B splits"],
+        drop_path_key: Key[Array, ""] | None = None,
+    ) -> Float[Array, "splits"]:
+        """`loss` with given noise and times."""
+        last_stage = self.sizes.last_stage
+        stages = jnp.arange(last_stage - 1)
+        x = _embedding(sequence.structure, last_stage)[:, None]
+        # On known channels noise and data agree at all times.
+        noise = jnp.where(self._known(stages)[:, None], x, noise[:, None])
+        t = time[:, :, None, None]
+        velocity = self.apply(
+            {"params": params},
+            rearrange(t * noise + (1.0 - t) * x, "b s l k -> (b s) l k"),
+            rearrange(canvases[:, 1:last_stage], "b s l c -> (b s) l c"),
+            stages_of_each(sequence.structure, len(stages)),
+            jnp.tile(stages, class_id.shape[0]),
+            time.reshape(-1),
+            stages_of_each(class_id, len(stages)),
+            deterministic=drop_path_key is None,
+            rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
         )
-        return Head(num_bits, self.dtype, name="head")(x[:, 1 + length :], vector)
+        predicted = noise - rearrange(velocity, "(b s) l k -> b s l k", s=len(stages))
+        return jnp.mean((predicted - x) ** 2, axis=(0, 2, 3))
+
+    @nn.nowrap
+    def scores(
+        self,
+        params: Params,
+        canvas: Float[Array, "B L C"],
+        structure: Int[Array, "B L"],
+        stage: Int[Array, ""],
+        class_id: Int[Array, "B"],
+        noise: Float[Array, "B L K"],
+        guidance: Float[Array, ""],
+        num_steps: int,
+    ) -> Float[Array, "B L"]:
+        """How much each position belongs to the upper half of its cluster, in about [-1, 1].
+
+        Euler steps from noise to structure, of which the stage's own channel is the result.
+        guidance: moves the velocity away from that of no class; 1 leaves it.
+        """
+        batch = class_id.shape[0]
+        known, bits = self._known(stage), _embedding(structure, stage)
+        times = jnp.asarray(flow_times(num_steps, self.sizes.num_positions), jnp.float32)
+        class_and_none = jnp.concatenate(
+            [class_id, jnp.full_like(class_id, self.sizes.num_classes)]
+        )
+
+        def twice(x: Array) -> Array:
+            return jnp.concatenate([x, x])
+
+        def euler(state: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
+            time, next_time = interval
+            velocity = self.apply(
+                {"params": params},
+                twice(state),
+                twice(canvas),
+                twice(structure),
+                jnp.full((2 * batch,), stage),
+                jnp.full((2 * batch,), time),
+                class_and_none,
+            )
+            with_class, without = jnp.split(velocity, 2)
+            state += (next_time - time) * (without + guidance * (with_class - without))
+            return jnp.where(known, bits, state), None
+
+        start = jnp.where(known, bits, noise)
+        state, _ = jax.lax.scan(euler, start, (times[:-1], times[1:]))
+        return jnp.take(state, stage, axis=-1)
+
+    @nn.nowrap
+    def _known(self, stage: Int[Array, "*stages"]) -> Bool[Array, "*stages K"]:
+        """Which channels are known at a stage."""
+        known = jnp.arange(self.sizes.last_stage) < stage[..., None]
+        return known & self.sizes.known_structure
+
+
+def _embedding(structure: Int[Array, "B L"], stage: int | Int[Array, ""]) -> Float[Array, "B L K"]:
+    """The structure embedding of a stage in [-1, 1]; 0 where it is not decided."""
+    return granularity.structure_embedding(structure, stage) - 1.0
+
+
+def time_features(time: Float[Array, "B"], num_features: int = 64) -> Float[Array, "B F"]:
+    """Sinusoidal features of 1000 t, cosines first."""
+    half = num_features // 2
+    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
+    angle = 1000.0 * time[:, None] * frequency
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+
+
+def flow_times(num_steps: int, num_positions: int) -> Float[np.ndarray, "steps"]:
+    """The `num_steps + 1` flow times from 1 to 0, shifted towards noise for longer sequences."""
+    shift = math.exp(0.5 + 0.65 * (num_positions - 256) / 3840)
+    t = np.linspace(1.0, 0.0, num_steps + 1)
+    return shift * t / (shift * t + 1.0 - t)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 from typing import Any
 
@@ -10,28 +11,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
-from nvg_jax import sharding, visualize
+from nvg_jax import granularity, keys, sharding, visualize
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation.reconstruction import token_counts
-from nvg_jax.frozen import vit
 from nvg_jax.frozen.weights import Frozen
-from nvg_jax.generator import losses
-from nvg_jax.generator import sampler as sampling
+from nvg_jax.generator import sampler
 from nvg_jax.generator.model import Generator
-from nvg_jax.generator.repa import Projector, misalignment
+from nvg_jax.generator.repa import Alignment
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.tokenizer.model import Tokenizer
-from nvg_jax.training import accumulation, flops, optimizer
+from nvg_jax.tokenizer import inference
+from nvg_jax.tokenizer.model import Tokenizer, canvas_scales
+from nvg_jax.training import accumulation, optimizer
+from nvg_jax.training.loop import Batch, Metrics, Schedule
 from nvg_jax.training.state import TrainState
-
-Batch = dict[str, jax.Array]
 
 
 class GeneratorTask:
-    """Content and structure losses over all stages, on images tokenized on the fly.
+    """The loop's task: both losses over all stages, on images tokenized on the fly.
 
     A batch may also hold tokenized images in place of images. With a weight for REPA, the content
     model's tokens are aligned with DINOv2's features of the image.
@@ -45,8 +43,8 @@ class GeneratorTask:
         tokenizer: Tokenizer,
         tokenizer_variables: Any,
         config: ConfigDict,
-        num_steps: int,
-        settings: sampling.Settings,
+        schedule: Schedule,
+        settings: sampler.Settings,
         dinov2: Frozen | None = None,
     ):
         """config: the generator's training config. settings: for the pictures on the way.
@@ -55,162 +53,135 @@ class GeneratorTask:
         """
         self.tokenizer = tokenizer
         self.architecture = generator.architecture
-        self._frozen = {"tokenizer": tokenizer_variables}
-        self._projector = None
+        self.frozen = {"tokenizer": tokenizer_variables}
+        self._config = config
+        self._alignment = None
         if config.repa.weight:
-            if not 1 <= config.repa.depth <= generator.depth:
+            stack = generator.sizes.content
+            if not 1 <= config.repa.depth <= stack.depth:
                 raise UserError(
                     f"config.generator.training.repa.depth={config.repa.depth} is not one of the "
-                    f"{generator.depth} blocks: choose one of them, or set repa.weight to 0"
+                    f"{stack.depth} blocks: choose one of them, or set repa.weight to 0"
                 )
-            self._dinov2 = dinov2.module.clone(dtype=generator.dtype)
-            self._frozen["dinov2"] = dinov2.variables
-            self._projector = Projector(config.repa.hidden, self._dinov2.width, generator.dtype)
-            generator = generator.clone(tap=config.repa.depth)
+            self.frozen["dinov2"] = dinov2.variables
+            self._alignment = Alignment(dinov2.module, config.repa.hidden, stack.dtype)
+            generator = dataclasses.replace(generator, tap=config.repa.depth)
         self.generator = generator
-        self._weights = {"repa": config.repa.weight}
-        self._class_dropout = config.class_dropout
-        self._ema_decay = config.ema_decay
-        self._microbatches = config.microbatches
-        self._optimizer = optimizer.create(config, num_steps)
+        self._optimizer = optimizer.create(config, schedule.num_steps)
         self._settings = settings
 
-    def init_variables(self, key: jax.Array) -> Any:
-        return self.generator.init(key, self.generator.example())
-
-    def init_state(self, variables: Any, key: jax.Array) -> TrainState:
+    def init_state(self, key: Key[Array, ""], variables: Any = None) -> TrainState:
+        """The state before the first step, from random variables unless some are given."""
         helpers = {}
-        if self._projector:
-            tokens = jnp.zeros((1, self.generator.content_width))
-            helpers["projector"] = self._projector.init(key, tokens)["params"]
+        if self._alignment:
+            width = self.generator.sizes.content.width
+            helpers["projector"] = self._alignment.init_params(keys.named(key, "repa"), width)
+        variables = variables or self.generator.init_variables(key)
         return TrainState.create(variables, self._optimizer, helpers)
 
     def step(
-        self, state: TrainState, batch: Batch, key: jax.Array, step: int
-    ) -> tuple[TrainState, dict[str, Array]]:
-        """One optimizer step; `state` is donated, and stays where it is."""
-        return self._step(state, self._frozen, batch, key, places=sharding.places(state))
+        self, state: TrainState, frozen: Any, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        """One optimizer step."""
+        config, generator = self._config, self.generator
+        # One key for each image, so that it does not matter how the batch is divided.
+        image_keys = jax.random.split(keys.named(key, "images"), batch["label"].shape[0])
 
-    def trace(self, state: TrainState, batch: dict[str, Any], key: Any) -> jax.stages.Traced:
-        """A step as a program; all arguments may be abstract."""
-        return type(self)._step.trace(
-            self, state, self._frozen, batch, key, places=sharding.places(state)
-        )
-
-    def count_flops(self, state: TrainState, batch: dict[str, Any], key: Any) -> float:
-        """Without what is computed once more to save memory."""
-        once = copy.copy(self)
-        once.generator = self.generator.clone(remat=False)
-        return flops.count(once.trace(state, batch, key).jaxpr)
-
-    @functools.partial(jax.jit, static_argnums=0, static_argnames="places", donate_argnums=1)
-    def _step(
-        self,
-        state: TrainState,
-        frozen: Any,
-        batch: Batch,
-        key: jax.Array,
-        places: tuple[Any, ...],
-    ) -> tuple[TrainState, dict[str, Array]]:
-        dropout_key, loss_key, noise_key, time_key = jax.random.split(key, 4)
-        # Drawn for the whole batch, so that it does not matter how it is divided.
-        draws = self._draws(batch["label"].shape[0], dropout_key, noise_key, time_key)
-        batch = {**batch, **draws}
-
-        def loss_fn(params, batch, key):
-            variables = {"params": params}
+        def loss_fn(params: Any, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
             sequence, canvases = self._tokenized(frozen["tokenizer"], batch)
-            dropped = batch["class_dropped"]
-            class_id = jnp.where(dropped, self.generator.num_classes, batch["label"])
-            rngs = {"drop_path": key}
-            by_stage = losses.content_losses(
-                self.generator,
-                variables,
+            class_id = self._some_dropped(batch["label"], batch["key"])
+            align = None
+            if self._alignment:
+                align = functools.partial(
+                    self._alignment.loss,
+                    params["projector"],
+                    frozen["dinov2"],
+                    batch["image"],
+                    generator.sizes.grid,
+                )
+            by_stage = generator.content.loss(
+                params["content"],
                 sequence,
                 canvases,
                 class_id,
-                frozen["tokenizer"]["stats"]["quantizer"]["canvas_scales"],
-                rngs,
-                batch.get("canvas_noise"),
-                self._alignment(frozen, params, batch) if self._projector else None,
+                canvas_scales(frozen["tokenizer"]),
+                generator.content.noise(batch["key"]),
+                keys.named(key, "content"),
+                align,
             )
-            by_stage["structure"] = losses.structure_losses(
-                self.generator,
-                variables,
+            by_stage["structure"] = generator.structure.loss(
+                params["structure"],
                 sequence,
                 canvases,
                 class_id,
-                batch["structure_noise"],
-                batch["flow_time"],
-                rngs,
+                batch["key"],
+                keys.named(key, "structure"),
             )
-            terms = {name: jnp.mean(value) for name, value in by_stage.items()}
-            loss = sum(self._weights.get(name, 1.0) * term for name, term in terms.items())
+            mean = {name: jnp.mean(value) for name, value in by_stage.items()}
+            loss = mean["content"] + mean["structure"]
+            if "final" in mean:
+                loss += mean["final"]
+            if "repa" in mean:
+                loss += config.repa.weight * mean["repa"]
             metrics = {
                 "loss": loss,
-                **terms,
+                **{f"loss/{name}": value for name, value in mean.items()},
                 **{f"{name}_by_stage": value for name, value in by_stage.items()},
-                "token_counts": token_counts(sequence.tokens, self.generator.vocab_size),
+                "token_counts": granularity.token_counts(
+                    sequence.tokens, generator.sizes.vocab_size
+                ),
             }
             return loss, metrics
 
         grads, metrics = accumulation.gradients(
-            loss_fn, state.params, batch, loss_key, self._microbatches
+            loss_fn,
+            state.params,
+            {**batch, "key": image_keys},
+            keys.named(key, "microbatches"),
+            config.microbatches,
         )
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        new_state = state.update(grads, self._optimizer, self._ema_decay)
-        return sharding.keep(new_state, places), metrics
+        return state.update(grads, self._optimizer, config.ema_decay), metrics
 
-    def _draws(
-        self, batch_size: int, dropout_key: jax.Array, noise_key: jax.Array, time_key: jax.Array
-    ) -> Batch:
-        """The random numbers of every image."""
-        length, last_stage = self.generator.num_positions, self.generator.last_stage
-        draws = {
-            "class_dropped": jax.random.bernoulli(dropout_key, self._class_dropout, (batch_size,)),
-            "structure_noise": jax.random.normal(noise_key, (batch_size, length, last_stage)),
-            "flow_time": jax.nn.sigmoid(jax.random.normal(time_key, (batch_size, last_stage - 1))),
-        }
-        if self.generator.noised_canvas:
-            shape = (batch_size, length, self.generator.latent_channels)
-            canvas_key = jax.random.fold_in(noise_key, 1)
-            draws["canvas_noise"] = jax.random.normal(canvas_key, shape)
-        return draws
+    def without_remat(self) -> GeneratorTask:
+        """The same task, of which nothing is computed once more to save memory."""
+        sizes = self.generator.sizes.without_remat()
+        if sizes == self.generator.sizes:
+            return self
+        task = copy.copy(self)
+        task.generator = dataclasses.replace(self.generator, sizes=sizes)
+        return task
+
+    def _some_dropped(self, label: Array, image_keys: Key[Array, "B"]) -> Array:
+        """The class ids, some of them replaced by "no class"."""
+
+        def is_dropped(key: Key[Array, ""]) -> Array:
+            return jax.random.bernoulli(
+                keys.named(key, "class dropout"), self._config.class_dropout
+            )
+
+        return jnp.where(jax.vmap(is_dropped)(image_keys), self.generator.sizes.num_classes, label)
 
     def _tokenized(
         self, variables: Any, batch: Batch
-    ) -> tuple[GranularitySequence, Float[Array, "B S L C"]]:
+    ) -> tuple[GranularitySequence, Float[Array, "B canvases L C"]]:
         """The sequences of a batch and their canvases."""
         if "image" in batch:
-            return self.tokenizer.apply(variables, batch["image"], method="tokenize")
+            return self.tokenizer.apply(variables, batch["image"], method=Tokenizer.tokenize)
         sequence = GranularitySequence(batch["structure"], batch["tokens"])
-        return sequence, self.tokenizer.apply(variables, sequence, method="canvases")
-
-    def _alignment(self, frozen: Any, params: Any, batch: Batch):
-        """The loss by stage of tapped tokens."""
-        features = vit.dinov2_features(
-            self._dinov2, frozen["dinov2"], batch["image"], self.generator.grid
-        )
-
-        def loss(tokens: Float[Array, "B K1 L D"]) -> Float[Array, "K1"]:
-            projected = self._projector.apply({"params": params["projector"]}, tokens)
-            return misalignment(projected, jax.lax.stop_gradient(features))
-
-        return loss
+        return sequence, self.tokenizer.apply(variables, sequence, method=Tokenizer.canvases)
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """A grid of samples of the first classes, as uint8."""
         count = 16
-        class_id = jnp.arange(count) % self.generator.num_classes
-        keys = jax.random.split(jax.random.key(0), count)
-        sequence = sampling.sample(
+        sequence = sampler.sample(
             self.tokenizer,
             self.generator,
             self._settings,
-            self._frozen["tokenizer"],
+            self.frozen["tokenizer"],
             state.ema,
-            class_id,
-            keys,
+            np.arange(count, dtype=np.int32) % self.generator.sizes.num_classes,
+            jax.random.split(keys.named(0, "pictures"), count),
         )
-        images = sampling.decode(self.tokenizer, self._frozen["tokenizer"], sequence)
-        return {"samples": visualize.grid(visualize.to_uint8(images))}
+        images = inference.images_of(self.tokenizer, self.frozen["tokenizer"], sequence)
+        return {"samples": visualize.grid(sharding.on_host(images))}

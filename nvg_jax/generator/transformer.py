@@ -12,11 +12,21 @@ from einops import rearrange
 from jaxtyping import Array, Float
 
 from nvg_jax.errors import UserError
+from nvg_jax.generator.sizes import StackSizes
 from nvg_jax.sharding import named, split_batch
 
 Rotation = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
 
 ROPE_THETA = 10_000.0
+
+# What the backward pass may keep of a block, by the name that a config gives it.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+ATTENTION = ("xla", "cudnn")
+
 xavier = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(0.02)
 
@@ -138,9 +148,8 @@ def rotate(x: Float[Array, "B T H E"], rotation: Rotation) -> Float[Array, "B T 
 class Block(nn.Module):
     """Attention and MLP in parallel, shifted, scaled and gated by one vector per sample."""
 
-    num_heads: int
+    sizes: StackSizes
     deterministic: bool
-    dtype: Any
 
     @nn.compact
     def __call__(
@@ -150,19 +159,20 @@ class Block(nn.Module):
         vector: Float[Array, "B D"],
         rope: Rotation,
     ) -> Float[Array, "B T D"]:
-        width = x.shape[-1]
-        modulation = dense(3 * width, self.dtype, "modulation", ("embed", "hidden"))
+        width, dtype = self.sizes.width, self.sizes.dtype
+        modulation = dense(3 * width, dtype, "modulation", ("embed", "hidden"))
         shift, scale, gate = jnp.split(modulation(nn.silu(vector))[:, None], 3, axis=-1)
-        h = (1 + scale) * _layer_norm(x, self.dtype) + shift
+        h = (1 + scale) * _layer_norm(x, dtype) + shift
         # The parts have an axis of their own, so that a device of the mesh's axis `tensor` holds
         # the same columns of all: whole heads, and a slice of the MLP.
-        qkv_and_mlp = dense((7, width), self.dtype, "linear1", ("embed", None, "hidden"))(h)
+        qkv_and_mlp = dense((7, width), dtype, "linear1", ("embed", None, "hidden"))(h)
         qkv, mlp = jnp.split(qkv_and_mlp, [3], axis=2)
-        q, k, v = rearrange(qkv, "b t part (h e) -> part b t h e", h=self.num_heads)
-        q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), rope).astype(self.dtype)
-        k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), rope).astype(self.dtype)
-        attended = rearrange(jax.nn.dot_product_attention(q, k, v), "b t h e -> b t 1 (h e)")
-        update = dense(width, self.dtype, "linear2", (None, "hidden", "embed"), axis=(-2, -1))(
+        q, k, v = rearrange(qkv, "b t part (h e) -> part b t h e", h=self.sizes.num_heads)
+        q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), rope).astype(dtype)
+        k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), rope).astype(dtype)
+        attended = jax.nn.dot_product_attention(q, k, v, implementation=self.sizes.attention)
+        attended = rearrange(attended, "b t h e -> b t 1 (h e)")
+        update = dense(width, dtype, "linear2", (None, "hidden", "embed"), axis=(-2, -1))(
             jnp.concatenate([attended, nn.gelu(mlp, approximate=True)], axis=2)
         )
         if not self.deterministic:
@@ -172,22 +182,17 @@ class Block(nn.Module):
     def _survival(self, drop_path: Float[Array, ""], batch: int) -> Float[Array, "B 1 1"]:
         """Stochastic depth: the samples that keep this block, scaled to keep the expectation."""
         keep = jax.random.bernoulli(self.make_rng("drop_path"), 1 - drop_path, (batch, 1, 1))
-        return (keep / (1 - drop_path)).astype(self.dtype)
+        return (keep / (1 - drop_path)).astype(self.sizes.dtype)
 
 
 class Stack(nn.Module):
     """Blocks stacked by `nn.scan`, so that compile time does not grow with depth.
 
-    Parameters carry a leading axis of length `depth`. Drop path rises linearly from 0 in the first
-    block to `drop_path` in the last. `remat` recomputes each block in the backward pass. The tokens
-    after the first `tap` blocks are sown as `tapped` in the collection `intermediates`; 0: none.
+    Parameters carry a leading axis of length `depth`. The tokens after the first `tap` blocks are
+    sown as `tapped` in the collection `intermediates`; 0: none.
     """
 
-    depth: int
-    num_heads: int
-    drop_path: float
-    remat: bool
-    dtype: Any
+    sizes: StackSizes
     tap: int = 0
 
     @nn.compact
@@ -198,8 +203,10 @@ class Stack(nn.Module):
         ids: Float[Array, "B T A"],
         deterministic: bool,
     ) -> Float[Array, "B T D"]:
-        block_class = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        block = block_class(self.num_heads, deterministic, self.dtype, name="blocks")
+        sizes, block_class = self.sizes, Block
+        if sizes.remat != "none":
+            block_class = nn.remat(Block, prevent_cse=False, policy=REMAT[sizes.remat])
+        block = block_class(sizes, deterministic, name="blocks")
 
         def body(block, carry, number, rate, vector, rope):
             x, tapped = carry
@@ -214,11 +221,11 @@ class Stack(nn.Module):
             split_rngs={"params": True, "drop_path": True},
             metadata_params={nn.PARTITION_NAME: "layers"},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),
-            length=self.depth,
+            length=sizes.depth,
         )
-        numbers = jnp.arange(1, self.depth + 1)
-        rates = jnp.linspace(0.0, self.drop_path, self.depth)
-        rope = rotation(rope_angles(ids, x.shape[-1] // self.num_heads))
+        numbers = jnp.arange(1, sizes.depth + 1)
+        rates = jnp.linspace(0.0, sizes.drop_path, sizes.depth)
+        rope = rotation(rope_angles(ids, sizes.width // sizes.num_heads))
         (x, tapped), _ = blocks(block, (x, x), numbers, rates, vector, rope)
         if self.tap:
             self.sow("intermediates", "tapped", tapped)
@@ -244,11 +251,3 @@ class Head(nn.Module):
 def _layer_norm(x: Float[Array, "B T D"], dtype: Any) -> Float[Array, "B T D"]:
     norm = nn.LayerNorm(epsilon=1e-6, use_scale=False, use_bias=False, dtype=jnp.float32)
     return norm(x).astype(dtype)
-
-
-def time_features(time: Float[Array, "B"], num_features: int = 64) -> Float[Array, "B F"]:
-    """Sinusoidal features of 1000 t, cosines first."""
-    half = num_features // 2
-    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
-    angle = 1000.0 * time[:, None] * frequency
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

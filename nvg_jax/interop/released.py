@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -72,8 +71,7 @@ def tokenizer_variables(
     default those published for the released one. UserError names every tensor that is missing, not
     expected or of another shape.
     """
-    side = tokenizer.image_size
-    shapes = parameter_shapes(tokenizer, jnp.zeros((1, side, side, 3)))
+    shapes = parameter_shapes(tokenizer.init_variables)
     params = translate(_averaged(state_dict, _TOKENIZER_ROOTS), shapes, _release(_TOKENIZER_NAMES))
     scales = PUBLISHED_CANVAS_SCALES if canvas_scales is None else canvas_scales
     if len(scales) != tokenizer.last_stage + 2:
@@ -89,7 +87,7 @@ def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, 
 
     UserError names every tensor that is missing, not expected or of another shape.
     """
-    shapes = parameter_shapes(generator, jnp.zeros((1,), jnp.int32))
+    shapes = parameter_shapes(generator.init_variables)
     tensors = _averaged(state_dict, _GENERATOR_ROOTS)
     joined = {path: _joined(path, shape) for path, shape in shapes.items()}
     params = translate(tensors, joined, _release(_GENERATOR_NAMES))

@@ -5,10 +5,9 @@ A `state_dict` is a flat dict of tensors: convolutions [out, in, height, width],
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
@@ -39,9 +38,9 @@ class Release(NamedTuple):
     leading_axis: re.Pattern = re.compile(r"(?!)")
 
 
-def parameter_shapes(module: nn.Module, *example: Any) -> dict[str, tuple[int, ...]]:
-    """Shape by path (`encoder/conv_in/kernel`) of every parameter of a module."""
-    variables = sharding.unnamed(jax.eval_shape(module.init, jax.random.key(0), *example))
+def parameter_shapes(init: Callable[[jax.Array], Any]) -> dict[str, tuple[int, ...]]:
+    """Shape by path (`encoder/conv_in/kernel`) of every parameter that `init` makes from a key."""
+    variables = sharding.unnamed(jax.eval_shape(init, jax.random.key(0)))
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
 

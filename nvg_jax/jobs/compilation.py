@@ -3,57 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import math
-import os
-import re
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.errors import JaxRuntimeError
-from jax.experimental import topologies
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvg_jax import hardware, hlo, sharding
+from nvg_jax.ahead_of_time import Compiled, compile_step, largest_that_fits, topology_devices
+from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.weights import NETWORKS, Frozen
-from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.model import build_generator
+from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.hardware import Chip
-from nvg_jax.jobs.generation import sampling_settings
 from nvg_jax.jobs.model import output_directory
 from nvg_jax.jobs.training import checked_schedule
+from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask
 from nvg_jax.training import flops
-from nvg_jax.training.loop import Schedule, Task
+from nvg_jax.training.loop import Schedule, Task, count_flops, make_step
 
 log = logging.getLogger(__name__)
 
 TASKS = ("tokenizer", "generator")
-_USED = re.compile(r"(Used |HLO temporaries \()([\d.]+)([KMGT]?)")
-_USABLE = 0.98  # Of a chip's memory; the rest is the runtime's.
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclasses.dataclass(frozen=True)
-class Compiled:
-    """A compiled step. memory: bytes of a device. traffic: None if it does not fit."""
-
-    memory: int
-    state: int
-    traffic: hlo.Traffic | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
     """What a step takes. All but the FLOPs, which are those of all devices, is of one device.
 
+    num_steps: of the whole training; None where the size of the dataset is not known.
     Bytes: memory, of which the state and other arguments are `state`; what the chip has, `limit`.
     Seconds at the published peak: compute, memory traffic, collectives; None for unknown devices.
     """
@@ -72,7 +58,7 @@ class Report:
     executed_flops: float
     traffic: hlo.Traffic | None
     seconds: dict[str, float] | None
-    num_steps: int
+    num_steps: int | None
 
     @property
     def fits(self) -> bool:
@@ -112,43 +98,20 @@ def compile(config: ConfigDict, workdir: str) -> list[Report]:
     return reports
 
 
-def topology_devices(name: str) -> Sequence[jax.Device]:
-    """The devices of a topology as 'v5e:16x16', which need not be there, or of 'local'."""
-    if name == "local":
-        return jax.devices()
-    # Nothing runs there, and nothing here but on the CPU. libtpu would look for a TPU and wait,
-    # and only one process could load it.
-    jax.config.update("jax_platforms", "cpu")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", name.replace(":", "-"))
-    try:
-        # Elsewhere a chip is one device anyway; only v4 could also be two.
-        options = {"chip_config_name": "megacore"} if name.startswith("v4:") else {}
-        return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-    except JaxRuntimeError as error:
-        reason = " ".join(str(error).split())
-    except (RuntimeError, NotImplementedError, ImportError, ValueError):
-        reason = "libtpu is missing: run `pip install -r requirements-compile.txt`"
-    raise UserError(
-        f"cannot compile for config.compile.topology={name!r} ({reason}): name one as v5e:16x16, "
-        "v5p:4x4x8, v4:4x4x4, v6e:8x8, or 'local'"
-    )
-
-
 def _report(config: ConfigDict, name: str, mesh: Mesh) -> Report:
     training = config[name].training
-    schedule = checked_schedule(training, name, mesh, config.compile.num_images)
+    num_images = pipeline.published_num_examples(config.data, config.data.train_split)
+    schedule = checked_schedule(config, name, mesh, num_images or training.batch_size)
     device = mesh.devices.flat[0]
     chip = hardware.chip(device)
     task = abstract_task(config, name, mesh, schedule)
     log.info("compiling the step of the %s with a batch of %d", name, training.batch_size)
-    arguments = _arguments(config, task, mesh, training.batch_size)
+    state, batch, key = abstract_arguments(config, task, mesh, training.batch_size)
     with jax.set_mesh(mesh):
-        executed = flops.count(task.trace(*arguments).jaxpr)
-        needed = task.count_flops(*arguments)
-    compiled = _compile(task, mesh, arguments)
+        step = make_step(task, state)
+        executed = flops.count(step.trace(state, task.frozen, batch, key).jaxpr)
+        needed = count_flops(task, state, batch, key)
+    compiled = compile_step(step, mesh, state, task.frozen, batch, key)
     largest = None
     if chip and config.compile.largest_batch:
         largest = _largest_batch_size(config, name, mesh, schedule, chip, compiled)
@@ -167,7 +130,7 @@ def _report(config: ConfigDict, name: str, mesh: Mesh) -> Report:
         executed_flops=executed,
         traffic=compiled.traffic,
         seconds=_seconds(executed / mesh.size, compiled.traffic, chip),
-        num_steps=schedule.num_steps,
+        num_steps=schedule.num_steps if num_images else None,
     )
 
 
@@ -186,34 +149,26 @@ def abstract_task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule)
         return TokenizerTask(
             tokenizer,
             training,
-            schedule.num_steps,
-            schedule.epoch_steps,
+            schedule,
             network("lpips", training.lpips_weight),
             network("dino", training.adversarial_weight),
         )
-    variables = sharding.abstract(tokenizer.init, mesh, jax.random.key(0), tokenizer.example())
+    variables = sharding.abstract(tokenizer.init_variables, mesh, jax.random.key(0))
     return GeneratorTask(
         build_generator(config),
         tokenizer,
         variables,
         training,
-        schedule.num_steps,
-        sampling_settings(config),
+        schedule,
+        Settings.from_config(config.sampling),
         network("dinov2", training.repa.weight),
     )
 
 
-def abstract_state(task: Task, mesh: Mesh) -> Any:
-    """The state before the first step, as shapes in their places."""
-
-    def random_state(key: jax.Array) -> Any:
-        return task.init_state(task.init_variables(key), key)
-
-    return sharding.abstract(random_state, mesh, jax.random.key(0))
-
-
-def _arguments(config: ConfigDict, task: Task, mesh: Mesh, batch_size: int) -> tuple[Any, Any, Any]:
-    """The state, a batch and a key, as shapes in their places."""
+def abstract_arguments(
+    config: ConfigDict, task: Task, mesh: Mesh, batch_size: int
+) -> tuple[Any, Any, Any]:
+    """The state before the first step, a batch of images and a key, as shapes in their places."""
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
     side = config.data.image_size
     batch = {
@@ -221,44 +176,7 @@ def _arguments(config: ConfigDict, task: Task, mesh: Mesh, batch_size: int) -> t
         "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split),
     }
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
-    return abstract_state(task, mesh), batch, key
-
-
-def _compile(task: Task, mesh: Mesh, arguments: tuple[Any, Any, Any]) -> Compiled:
-    state = sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(arguments[0])
-    )
-    try:
-        with jax.set_mesh(mesh):
-            compiled = task.trace(*arguments).lower().compile()
-    except JaxRuntimeError as error:
-        needed = memory_needed(str(error), state)
-        if needed is None:
-            raise
-        return Compiled(needed, state, None)
-    sizes = compiled.memory_analysis()
-    memory = (
-        sizes.argument_size_in_bytes
-        + sizes.output_size_in_bytes
-        - sizes.alias_size_in_bytes
-        + sizes.temp_size_in_bytes
-        + sizes.generated_code_size_in_bytes
-    )
-    return Compiled(memory, state, hlo.traffic(compiled.as_text()))
-
-
-def memory_needed(message: str, state: int) -> int | None:
-    """The memory that a program would need, from XLA's message that it does not fit.
-
-    state: bytes that it takes and gives back, which XLA counts in some messages and not in others.
-    None for other messages.
-    """
-    used = _USED.search(message)
-    if "RESOURCE_EXHAUSTED" not in message or not used:
-        return None
-    needed = round(float(used[2]) * _UNITS[used[3]])
-    return needed if used[1] == "Used " else needed + state
+    return sharding.abstract(task.init_state, mesh, jax.random.key(0)), batch, key
 
 
 def _largest_batch_size(
@@ -280,32 +198,10 @@ def _largest_batch_size(
         if images == few and config[name].training.microbatches == 1:
             return compiled
         log.info("compiling the step of the %s with %d image(s) a device", name, images)
-        return _compile(task, mesh, _arguments(config, task, mesh, images * shards))
+        state, batch, key = abstract_arguments(of_one, task, mesh, images * shards)
+        return compile_step(make_step(task, state), mesh, state, task.frozen, batch, key)
 
     return largest_that_fits(compile_for, few, chip.memory) * shards
-
-
-def largest_that_fits(compile_for: Callable[[int], Compiled], few: int, limit: int) -> int:
-    """The largest number of images of a device, at most 16 times `few`, whose step fits; 0 if none.
-
-    Memory grows nearly in a line with them: two numbers are compiled, and what follows from them is
-    tried.
-    """
-    compile_for = functools.cache(compile_for)
-
-    def fits(images: int) -> bool:
-        return compile_for(images).memory <= limit and compile_for(images).traffic is not None
-
-    def on_the_line(images: int) -> int:
-        """As many as would fit if memory grew in a line through `few` and `images`."""
-        start = compile_for(few).memory
-        by_image = (compile_for(images).memory - start) / (images - few)
-        return int(few + (_USABLE * limit - start) / max(by_image, 1.0))
-
-    images = max(min(on_the_line(2 * few), 16 * few), 0)
-    while images and not fits(images):
-        images = max(min(on_the_line(images), images - 1), 0) if images != few else images - 1
-    return images
 
 
 def _seconds(
@@ -362,10 +258,9 @@ def table(report: Report) -> str:
             ("at published peaks", ", ".join(shown)),
             ("a step", f"at least {1e3 * step:.0f} ms, {report.batch_size / step:,.0f} images/s"),
             ("utilisation", f"at most {report.needed_flops / step / peak:.0%}"),
-            (
-                "training",
-                f"{report.num_steps:,} steps, at least {report.num_steps * step / 86_400:.1f} days",
-            ),
         ]
+        if report.num_steps:
+            days = report.num_steps * step / 86_400
+            rows.append(("training", f"{report.num_steps:,} steps, at least {days:.1f} days"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([report.task, *(f"  {name:<{width}}  {value}" for name, value in rows)])

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable
+from typing import Any
 
-import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import sharding
+from nvg_jax import keys, sharding, startup
 from nvg_jax.data import pipeline, token_cache
 from nvg_jax.errors import UserError
-from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.model import build_generator
+from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
-from nvg_jax.jobs.generation import requested_classes, sample, sampling_settings
+from nvg_jax.jobs.generation import requested_classes, sample
 from nvg_jax.jobs.model import (
     Variables,
     frozen_network,
@@ -25,8 +27,8 @@ from nvg_jax.jobs.model import (
     save_config,
 )
 from nvg_jax.jobs.tokenization import tokenize
-from nvg_jax.tokenizer.model import Tokenizer
-from nvg_jax.tokenizer.training import TokenizerTask, canvas_moments, with_canvas_scales
+from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
+from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
 from nvg_jax.training import loop
 from nvg_jax.training.state import TrainState
 
@@ -40,25 +42,26 @@ def train(config: ConfigDict, workdir: str) -> None:
     """
     mesh = sharding.create_mesh(config.mesh)
     tokenizer, generator = build_tokenizer(config), build_generator(config)
-    task_config = config.generator.training
+    training = config.generator.training
     cache = config.token_cache.directory
-    if cache and task_config.repa.weight:
+    if cache and training.repa.weight:
         raise UserError(
             "REPA needs images, which a token cache does not hold: set "
             "--config.generator.training.repa.weight=0, or leave config.token_cache.directory empty"
         )
     is_cached = bool(cache) and token_cache.is_complete(cache)
     num_images = token_cache.num_images(cache) if is_cached else _num_images(config)
-    schedule = checked_schedule(task_config, "generator", mesh, num_images)
+    schedule = checked_schedule(config, "generator", mesh, num_images)
     # What the samples at the end need is checked before hours of training.
     requested_classes(config, config.sampling.num_samples)
     sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
-    dinov2 = frozen_network(config, "dinov2") if task_config.repa.weight else None
-    with jax.set_mesh(mesh), loop.stop_signal() as stop:
+    dinov2 = frozen_network(config, "dinov2") if training.repa.weight else None
+    with loop.stop_signal() as stop:
+        run = _Run(config, workdir, mesh, stop)
         if config.tokenizer.checkpoint:
-            tokenizer_variables = load_tokenizer(config, workdir, tokenizer)
+            variables = load_tokenizer(config, workdir, tokenizer)
         else:
-            tokenizer_variables = _train_tokenizer(config, workdir, tokenizer, mesh, stop)
+            variables = _train_tokenizer(run, tokenizer)
         if cache:
             # No process may begin the cache while another has still to look for it.
             multihost_utils.sync_global_devices("looked for a token cache")
@@ -67,122 +70,106 @@ def train(config: ConfigDict, workdir: str) -> None:
         task = GeneratorTask(
             generator,
             tokenizer,
-            tokenizer_variables,
-            task_config,
-            schedule.num_steps,
-            sampling_settings(config),
+            variables,
+            training,
+            schedule,
+            Settings.from_config(config.sampling),
             dinov2,
         )
         initial = None
         if config.generator.checkpoint:
             initial = load_generator(config, workdir, generator)
         if cache:
-            data = _cached_data(config, schedule, mesh, tokenizer, tokenizer_variables)
+            data = _cached_data(run, schedule, tokenizer, variables)
         else:
-            data = _training_data(config, schedule, mesh, seed=config.seed + 1)
-        with data as iterator:
-            loop.train(
-                task,
-                task_config,
-                schedule,
-                iterator,
-                f"{workdir}/generator",
-                mesh,
-                seed=config.seed + 1,
-                stop=stop,
-                initial=initial,
-                begin=lambda: save_config(config, workdir),
-            )
+            data = _images(run, schedule, "generator")
+        run.train(task, schedule, data, initial=initial)
     sample(config, workdir)
 
 
-def _train_tokenizer(
-    config: ConfigDict, workdir: str, tokenizer: Tokenizer, mesh: Mesh, stop: Callable[[], bool]
-) -> Variables:
-    task_config = config.tokenizer.training
-    schedule = checked_schedule(task_config, "tokenizer", mesh, _num_images(config))
+class _Run:
+    """What both trainings of a run share."""
+
+    def __init__(self, config: ConfigDict, workdir: str, mesh: Mesh, stop: Callable[[], bool]):
+        self.config, self.workdir, self.mesh, self.stop = config, workdir, mesh, stop
+
+    def train(self, task: loop.Task, schedule: loop.Schedule, data: Any, **options: Any):
+        """As `loop.train`, in the task's part of the workdir; ends the workers of the data."""
+        with contextlib.closing(data):
+            return loop.train(
+                task,
+                self.config[task.name].training,
+                schedule,
+                data,
+                f"{self.workdir}/{task.name}",
+                self.mesh,
+                keys.named(self.config.seed, task.name),
+                stop=self.stop,
+                begin=lambda: save_config(self.config, self.workdir),
+                **options,
+            )
+
+    def share(self, batch_size: int) -> dict[str, int]:
+        """This process's part of global batches."""
+        index, count = sharding.process_share(self.mesh)
+        return {
+            "batch_size": batch_size // count,
+            "process_index": index,
+            "process_count": count,
+        }
+
+
+def _train_tokenizer(run: _Run, tokenizer: Tokenizer) -> Variables:
+    config = run.config
+    training = config.tokenizer.training
+    schedule = checked_schedule(config, "tokenizer", run.mesh, _num_images(config))
     task = TokenizerTask(
         tokenizer,
-        task_config,
-        schedule.num_steps,
-        schedule.epoch_steps,
-        frozen_network(config, "lpips") if task_config.lpips_weight else None,
-        frozen_network(config, "dino") if task_config.adversarial_weight else None,
+        training,
+        schedule,
+        frozen_network(config, "lpips") if training.lpips_weight else None,
+        frozen_network(config, "dino") if training.adversarial_weight else None,
     )
 
     def finish(state: TrainState) -> TrainState:
         """Measures the canvases' scales with the averaged weights, on training crops."""
-        moments = []
-        with _training_data(config, schedule, mesh, seed=config.seed + 2) as data:
-            for _ in tqdm(range(config.tokenizer.scale_batches), "canvas scales", disable=None):
-                images = sharding.place_batch(next(data)["image"], mesh)
-                moments.append(sharding.on_host(canvas_moments(tokenizer, state.ema, images)))
-        return state.replace(ema=with_canvas_scales(state.ema, moments))
+        count = config.tokenizer.scale_batches
+        with contextlib.closing(_images(run, schedule, "canvas scales")) as data:
+            batches = tqdm(itertools.islice(data, count), "canvas scales", count, disable=None)
+            images = (sharding.place_batch(batch["image"], run.mesh) for batch in batches)
+            return state.replace(ema=with_canvas_scales(tokenizer, state.ema, images))
 
-    with _training_data(config, schedule, mesh, seed=config.seed) as iterator:
-        state = loop.train(
-            task,
-            task_config,
-            schedule,
-            iterator,
-            f"{workdir}/tokenizer",
-            mesh,
-            seed=config.seed,
-            stop=stop,
-            begin=lambda: save_config(config, workdir),
-            finish=finish,
-        )
-    return state.ema
+    return run.train(task, schedule, _images(run, schedule, "tokenizer"), finish=finish).ema
 
 
 def _num_images(config: ConfigDict) -> int:
     return pipeline.num_examples(config.data, config.data.train_split)
 
 
-def checked_schedule(
-    task_config: ConfigDict, name: str, mesh: Mesh, num_images: int
-) -> loop.Schedule:
+def checked_schedule(config: ConfigDict, name: str, mesh: Mesh, num_images: int) -> loop.Schedule:
     """How long a training takes; UserError if the mesh cannot share its batches."""
-    prefix = f"config.{name}.training"
-    parts, size = task_config.microbatches, task_config.batch_size
+    prefix, training = f"config.{name}.training", config[name].training
+    parts, size = training.microbatches, training.batch_size
     if parts < 1 or size % parts:
         raise UserError(f"{prefix}.microbatches={parts} does not divide batch_size={size}")
     sharding.process_batch_size(size // parts, mesh, f"{prefix}.batch_size / microbatches")
-    return loop.Schedule.create(task_config, num_images)
+    return loop.Schedule.create(training, num_images)
 
 
-def _training_data(config: ConfigDict, schedule: loop.Schedule, mesh: Mesh, seed: int):
-    """This process's training batches; closing ends their worker processes."""
-    return contextlib.closing(
-        pipeline.train_iterator(config.data, seed=seed, **_share(schedule.batch_size, mesh))
+def _images(run: _Run, schedule: loop.Schedule, purpose: str):
+    """This process's batches of random training crops, in an order of the purpose's own."""
+    with startup.part("data"):
+        seed = keys.integer(run.config.seed, purpose, "data")
+        return pipeline.train_iterator(run.config.data, seed=seed, **run.share(schedule.batch_size))
+
+
+def _cached_data(run: _Run, schedule: loop.Schedule, tokenizer: Tokenizer, variables: Variables):
+    """This process's batches from the token cache, in the order of the generator's images."""
+    return token_cache.train_iterator(
+        run.config.token_cache.directory,
+        run.config.data,
+        tokenizer.architecture,
+        token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision),
+        seed=keys.integer(run.config.seed, "generator", "data"),
+        **run.share(schedule.batch_size),
     )
-
-
-def _cached_data(
-    config: ConfigDict,
-    schedule: loop.Schedule,
-    mesh: Mesh,
-    tokenizer: Tokenizer,
-    variables: Variables,
-):
-    """This process's training batches from the token cache, in the order of the images."""
-    return contextlib.closing(
-        token_cache.train_iterator(
-            config.token_cache.directory,
-            config.data,
-            tokenizer.architecture,
-            token_cache.fingerprint(sharding.on_host(variables)),
-            seed=config.seed + 1,
-            **_share(schedule.batch_size, mesh),
-        )
-    )
-
-
-def _share(batch_size: int, mesh: Mesh) -> dict[str, int]:
-    """This process's part of global batches."""
-    index, count = sharding.process_share(mesh)
-    return {
-        "batch_size": batch_size // count,
-        "process_index": index,
-        "process_count": count,
-    }

@@ -5,24 +5,26 @@ A discriminator of trainable heads on the frozen features of DINO tells images f
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
+from einops import rearrange
 from jaxtyping import Array, Float, Key
 from ml_collections import ConfigDict
 
 from nvg_jax.frozen import resize
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.tokenizer.augment import augment
-from nvg_jax.tokenizer.discriminator import Discriminator
 from nvg_jax.training import optimizer
 
 Tree = Any
-Images = Float[Array, "B H W 3"]
-Logits = Float[Array, "B M"]
+Images = Float[Array, "B height width 3"]
+Logits = Float[Array, "B logits"]
 
 LECAM_DECAY = 0.999
 
@@ -45,6 +47,55 @@ def lecam_loss(real: Logits, fake: Logits, anchors: Float[Array, "2"]) -> Float[
     too_real = jax.nn.relu(real - anchors[1])
     too_fake = jax.nn.relu(anchors[0] - fake)
     return jnp.mean(too_real**2) + jnp.mean(too_fake**2)
+
+
+class Discriminator(nn.Module):
+    """One head for each readout of the features; real images get high logits, others low ones.
+
+    The collection `batch_stats` holds the vectors of the spectral norms' power iteration, which
+    goes on by one round in each call with `batch_stats` mutable.
+    """
+
+    @nn.compact
+    def __call__(self, readouts: Float[Array, "B readouts patches D"]) -> Logits:
+        """The logits of all readouts at all patches.
+
+        Batch norm takes its statistics over the images of the call, wherever they lie: under jit
+        that is a mean over all devices.
+        """
+        heads = nn.vmap(
+            _Head,
+            in_axes=1,
+            out_axes=1,
+            variable_axes={"params": 0, "batch_stats": 0},
+            split_rngs={"params": True},
+        )
+        logits = heads(name="heads")(readouts)
+        return rearrange(logits, "b r n -> b (r n)")
+
+
+class _Head(nn.Module):
+    """Three spectrally normalised convolutions along the positions, the second one residual."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B patches D"]) -> Float[Array, "B patches"]:
+        x = self._block(x, kernel_size=1)
+        x = (x + self._block(x, kernel_size=9)) / jnp.sqrt(2.0)
+        return _spectral_conv(x, features=1, kernel_size=1)[..., 0]
+
+    def _block(
+        self, x: Float[Array, "B patches D"], kernel_size: int
+    ) -> Float[Array, "B patches D"]:
+        x = _spectral_conv(x, x.shape[-1], kernel_size)
+        # Batch norm by the statistics of this batch alone: it is never run with averages.
+        batch_norm = nn.LayerNorm(epsilon=1e-5, reduction_axes=(0, 1), feature_axes=-1)
+        return nn.leaky_relu(batch_norm(x), 0.2)
+
+
+def _spectral_conv(x: Float[Array, "B patches D"], features: int, kernel_size: int) -> Array:
+    conv = functools.partial(nn.Conv, features, (kernel_size,), padding="CIRCULAR")
+    norm = nn.SpectralNorm(conv())
+    return norm(x, update_stats=norm.is_mutable_collection("batch_stats"))
 
 
 @flax.struct.dataclass
@@ -100,7 +151,7 @@ class Adversary:
         """
         view_key, real_key, fake_key = jax.random.split(key, 3)
 
-        def features(images: Images, augment_key: Array) -> Float[Array, "B R N D"]:
+        def features(images: Images, augment_key: Array) -> Float[Array, "B readouts patches D"]:
             view = _crop_or_shrink(augment(images, augment_key), view_key, self._size)
             return self._dino.apply(dino_variables, view, method="readouts")
 
@@ -132,7 +183,7 @@ class Adversary:
         )
 
 
-def _crop_or_shrink(images: Images, key: Key[Array, ""], size: int) -> Float[Array, "B S S 3"]:
+def _crop_or_shrink(images: Images, key: Key[Array, ""], size: int) -> Images:
     """A random square of `size`, the same of all images, or, as often, all of them shrunk."""
     if images.shape[1] == size:
         return images
@@ -140,10 +191,10 @@ def _crop_or_shrink(images: Images, key: Key[Array, ""], size: int) -> Float[Arr
     batch, side, _, channels = images.shape
     top, left = jax.random.randint(place_key, (2,), 0, side - size + 1)
 
-    def crop(images: Images) -> Float[Array, "B S S 3"]:
+    def crop(images: Images) -> Images:
         return jax.lax.dynamic_slice(images, (0, top, left, 0), (batch, size, size, channels))
 
-    def shrink(images: Images) -> Float[Array, "B S S 3"]:
+    def shrink(images: Images) -> Images:
         return resize.area(images, (size, size))
 
     return jax.lax.cond(jax.random.bernoulli(choice_key), crop, shrink, images)

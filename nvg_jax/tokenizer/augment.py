@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
-Images = Float[Array, "B H W 3"]
+Images = Float[Array, "B height width 3"]
 
 
 def augment(images: Images, key: Key[Array, ""]) -> Images:

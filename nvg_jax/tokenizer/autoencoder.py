@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from nvg_jax.precision import conv_precision
 from nvg_jax.sharding import named, split_batch
 
 
@@ -17,26 +19,38 @@ def _norm(name: str) -> nn.GroupNorm:
     return nn.GroupNorm(num_groups=32, epsilon=1e-6, name=name)
 
 
-def _conv3x3(features: int, name: str, axes: tuple[str | None, str | None]) -> nn.Conv:
+def _conv(
+    features: int,
+    kernel_size: int,
+    name: str,
+    axes: tuple[str | None, str | None],
+    precision: str,
+    **options: Any,
+) -> nn.Conv:
     """axes: logical names of the input and output channels (see `sharding`)."""
-    return nn.Conv(features, (3, 3), padding=1, kernel_init=_init(*axes), name=name)
-
-
-def _init(*axes: str | None) -> Callable[..., Any]:
-    return named(nn.initializers.lecun_normal(), None, None, *axes)
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        kernel_init=named(nn.initializers.lecun_normal(), None, None, *axes),
+        precision=conv_precision(precision),
+        name=name,
+        **options,
+    )
 
 
 class ResidualBlock(nn.Module):
     """Pre-activation residual block; a 1x1 convolution on the skip where the channels change."""
 
     features: int
+    precision: str
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W D"]:
-        h = _conv3x3(self.features, "conv1", ("embed", "hidden"))(nn.swish(_norm("norm1")(x)))
-        h = _conv3x3(self.features, "conv2", ("hidden", "embed"))(nn.swish(_norm("norm2")(h)))
+    def __call__(self, x: Float[Array, "B height width _"]) -> Float[Array, "B height width _"]:
+        conv = functools.partial(_conv, self.features, precision=self.precision)
+        h = conv(3, "conv1", ("embed", "hidden"))(nn.swish(_norm("norm1")(x)))
+        h = conv(3, "conv2", ("hidden", "embed"))(nn.swish(_norm("norm2")(h)))
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1, 1), kernel_init=_init(None, "embed"), name="skip")(x)
+            x = conv(1, "skip", (None, "embed"))(x)
         return split_batch(x + h)
 
 
@@ -47,28 +61,29 @@ class Encoder(nn.Module):
     multipliers: Sequence[int]
     num_blocks: int
     latent_channels: int
+    precision: str
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        x = _conv3x3(self.width, "conv_in", (None, "embed"))(images)
+    def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B h w C"]:
+        conv = functools.partial(_conv, kernel_size=3, precision=self.precision)
+        block = functools.partial(ResidualBlock, precision=self.precision)
+        x = conv(self.width, name="conv_in", axes=(None, "embed"))(images)
         for level, multiplier in enumerate(self.multipliers):
-            for block in range(self.num_blocks):
-                x = ResidualBlock(self.width * multiplier, name=f"down{level}_block{block}")(x)
+            for number in range(self.num_blocks):
+                x = block(self.width * multiplier, name=f"down{level}_block{number}")(x)
             if level < len(self.multipliers) - 1:
                 below_and_right = ((0, 1), (0, 1))
-                x = nn.Conv(
+                x = conv(
                     x.shape[-1],
-                    (3, 3),
+                    name=f"down{level}",
+                    axes=(None, "embed"),
                     strides=2,
                     padding=below_and_right,
-                    kernel_init=_init(None, "embed"),
-                    name=f"down{level}",
                 )(x)
-        for block in range(2):
-            x = ResidualBlock(x.shape[-1], name=f"middle_block{block}")(x)
-        return _conv3x3(self.latent_channels, "conv_out", ("embed", None))(
-            nn.swish(_norm("norm_out")(x))
-        )
+        for number in range(2):
+            x = block(x.shape[-1], name=f"middle_block{number}")(x)
+        x = nn.swish(_norm("norm_out")(x))
+        return conv(self.latent_channels, name="conv_out", axes=("embed", None))(x)
 
 
 class Decoder(nn.Module):
@@ -77,20 +92,24 @@ class Decoder(nn.Module):
     width: int
     multipliers: Sequence[int]
     num_blocks: int
+    precision: str
 
     @nn.compact
-    def __call__(self, latent: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
-        x = _conv3x3(self.width * self.multipliers[-1], "conv_in", (None, "embed"))(latent)
-        for block in range(2):
-            x = ResidualBlock(x.shape[-1], name=f"middle_block{block}")(x)
+    def __call__(self, latent: Float[Array, "B h w C"]) -> Float[Array, "B height width 3"]:
+        conv = functools.partial(_conv, kernel_size=3, precision=self.precision)
+        block = functools.partial(ResidualBlock, precision=self.precision)
+        x = conv(self.width * self.multipliers[-1], name="conv_in", axes=(None, "embed"))(latent)
+        for number in range(2):
+            x = block(x.shape[-1], name=f"middle_block{number}")(x)
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
-            for block in range(self.num_blocks + 1):
-                x = ResidualBlock(self.width * multiplier, name=f"up{level}_block{block}")(x)
+            for number in range(self.num_blocks + 1):
+                x = block(self.width * multiplier, name=f"up{level}_block{number}")(x)
             if level > 0:
                 batch, height, width, channels = x.shape
                 x = jax.image.resize(x, (batch, 2 * height, 2 * width, channels), "nearest")
-                x = _conv3x3(channels, f"up{level}", (None, "embed"))(x)
-        return _conv3x3(3, "conv_out", ("embed", None))(nn.swish(_norm("norm_out")(x)))
+                x = conv(channels, name=f"up{level}", axes=(None, "embed"))(x)
+        x = nn.swish(_norm("norm_out")(x))
+        return conv(3, name="conv_out", axes=("embed", None))(x)
 
 
 def downsampling(multipliers: Sequence[int]) -> int:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
+from ml_collections import ConfigDict
 
-from nvg_jax import clustering, granularity
+from nvg_jax import clustering, granularity, sharding
+from nvg_jax.errors import UserError
 from nvg_jax.granularity import GranularitySequence
+from nvg_jax.precision import PRECISIONS
 from nvg_jax.tokenizer.autoencoder import Decoder, Encoder, clip_to_image, downsampling
 from nvg_jax.tokenizer.quantizer import Quantized, Quantizer
 
@@ -19,13 +22,17 @@ from nvg_jax.tokenizer.quantizer import Quantized, Quantizer
 class Reconstruction(NamedTuple):
     """images: decoder output, not clipped. The rest is what lies between them and the input."""
 
-    images: Float[Array, "B H W 3"]
+    images: Float[Array, "B height width 3"]
     structure: Int[Array, "B L"]
     quantized: Quantized
 
 
 class Tokenizer(nn.Module):
-    """Autoencoder and quantizer. All methods take or give images in [-1, 1]; compute is float32."""
+    """Autoencoder and quantizer. All methods take or give float32 images in [-1, 1].
+
+    precision: of the autoencoder's convolutions, as in `precision.conv_precision`. Quantization is
+    exact on every device.
+    """
 
     image_size: int
     width: int
@@ -33,6 +40,7 @@ class Tokenizer(nn.Module):
     num_blocks: int
     latent_channels: int
     vocab_size: int
+    precision: str = "tensorfloat32"
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -48,10 +56,6 @@ class Tokenizer(nn.Module):
     def last_stage(self) -> int:
         return granularity.last_stage(self.num_positions)
 
-    def example(self) -> Float[Array, "B H W 3"]:
-        """Input for `init`."""
-        return jnp.zeros((1, self.image_size, self.image_size, 3))
-
     @property
     def architecture(self) -> str:
         """What a checkpoint has to agree with, in one line."""
@@ -62,32 +66,42 @@ class Tokenizer(nn.Module):
             f"codebook {self.vocab_size})"
         )
 
+    @nn.nowrap
+    def init_variables(self, key: Key[Array, ""]) -> Any:
+        """Random variables to train from: `params` and `stats`."""
+        return self.init(key, jnp.zeros((1, self.image_size, self.image_size, 3)))
+
     def setup(self) -> None:
-        self.encoder = Encoder(self.width, self.multipliers, self.num_blocks, self.latent_channels)
-        self.decoder = Decoder(self.width, self.multipliers, self.num_blocks)
+        sizes = (self.width, self.multipliers, self.num_blocks)
+        self.encoder = Encoder(*sizes, self.latent_channels, self.precision)
+        self.decoder = Decoder(*sizes, self.precision)
         self.quantizer = Quantizer(self.vocab_size, self.latent_channels, self.grid)
 
-    def __call__(self, images: Float[Array, "B H W 3"], warm_up: bool = False) -> Reconstruction:
-        """Encodes, clusters, quantizes and decodes, with gradients; `warm_up` as in Quantizer."""
+    def __call__(
+        self,
+        images: Float[Array, "B height width 3"],
+        codebook_warmup: Bool[Array, ""] | None = None,
+    ) -> Reconstruction:
+        """Encodes, clusters, quantizes (as `Quantizer`) and decodes, with gradients."""
         latent = self.encode(images)
-        structure = clustering.cluster(latent)
-        quantized = self.quantizer(latent, structure, warm_up)
+        structure = sharding.by_device(clustering.cluster, latent)
+        quantized = self.quantizer(latent, structure, codebook_warmup)
         return Reconstruction(self._decode(quantized.latent), structure, quantized)
 
-    def encode(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B L C"]:
+    def encode(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B L C"]:
         """The continuous latent in raster order."""
         return rearrange(self.encoder(images), "b h w c -> b (h w) c")
 
     def tokenize(
-        self, images: Float[Array, "B H W 3"]
-    ) -> tuple[GranularitySequence, Float[Array, "B S L C"]]:
+        self, images: Float[Array, "B height width 3"]
+    ) -> tuple[GranularitySequence, Float[Array, "B canvases L C"]]:
         """The sequence of each image, and its canvases (as in `Quantized`)."""
         latent = self.encode(images)
-        structure = clustering.cluster(latent)
+        structure = sharding.by_device(clustering.cluster, latent)
         quantized = self.quantizer(latent, structure)
         return GranularitySequence(structure, quantized.tokens), quantized.canvases
 
-    def canvases(self, sequence: GranularitySequence) -> Float[Array, "B S L C"]:
+    def canvases(self, sequence: GranularitySequence) -> Float[Array, "B canvases L C"]:
         """The canvases before each stage and after the last one."""
         return self.quantizer.canvases(sequence)
 
@@ -97,14 +111,46 @@ class Tokenizer(nn.Module):
         """What a stage adds to the canvas."""
         return self.quantizer.brush(tokens, labels, stage)
 
-    def decode(self, canvas: Float[Array, "B L C"]) -> Float[Array, "B H W 3"]:
+    def decode(self, canvas: Float[Array, "B L C"]) -> Float[Array, "B height width 3"]:
         """The image of a canvas, of any stage, clipped to [-1, 1]."""
         return clip_to_image(self._decode(canvas))
 
-    def decode_sequence(self, sequence: GranularitySequence) -> Float[Array, "B H W 3"]:
-        """The image of a finished sequence, clipped to [-1, 1]."""
-        return self.decode(self.canvases(sequence)[:, -1])
-
-    def _decode(self, canvas: Float[Array, "B L C"]) -> Float[Array, "B H W 3"]:
+    def _decode(self, canvas: Float[Array, "B L C"]) -> Float[Array, "B height width 3"]:
         height, width = self.grid
         return self.decoder(rearrange(canvas, "b (h w) c -> b h w c", h=height, w=width))
+
+
+def canvas_scales(variables: Any) -> Float[Array, "canvases"]:
+    """1 / std of each canvas, as the variables of a tokenizer hold them."""
+    return variables["stats"]["quantizer"]["canvas_scales"]
+
+
+def build_tokenizer(config: ConfigDict) -> Tokenizer:
+    """The tokenizer of a whole run's config; UserError if its sizes do not fit together."""
+    model = config.tokenizer.model
+    factor = downsampling(model.multipliers)
+    if config.data.image_size % factor:
+        raise UserError(
+            f"config.data.image_size={config.data.image_size} is not a multiple of {factor}, the "
+            "downsampling of config.tokenizer.model.multipliers"
+        )
+    if model.width % 32:
+        raise UserError(
+            f"config.tokenizer.model.width={model.width} is not a multiple of 32, the number of "
+            "groups that are normalised together"
+        )
+    if model.precision not in PRECISIONS:
+        raise UserError(
+            f"config.tokenizer.model.precision={model.precision}: choose {', '.join(PRECISIONS)}"
+        )
+    tokenizer = Tokenizer(
+        image_size=config.data.image_size,
+        width=model.width,
+        multipliers=tuple(model.multipliers),
+        num_blocks=model.num_blocks,
+        latent_channels=model.latent_channels,
+        vocab_size=model.vocab_size,
+        precision=model.precision,
+    )
+    _ = tokenizer.last_stage  # Raises if the positions are not a power of two.
+    return tokenizer

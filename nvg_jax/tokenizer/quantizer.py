@@ -7,7 +7,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from nvg_jax import granularity
 from nvg_jax.granularity import GranularitySequence
@@ -23,9 +23,9 @@ class Quantized(NamedTuple):
     loss: commitment and codebook loss, mean over stages.
     """
 
-    tokens: Int[Array, "B M"]
+    tokens: Int[Array, "B heap"]
     latent: Float[Array, "B L C"]
-    canvases: Float[Array, "B S L C"]
+    canvases: Float[Array, "B canvases L C"]
     loss: Float[Array, ""]
 
 
@@ -86,7 +86,7 @@ class Quantizer(nn.Module):
         """What a stage with these tokens and labels adds to the canvas; `stage` may be traced."""
         return self.refine(granularity.paint(self.codebook[tokens], labels), stage)
 
-    def canvases(self, sequence: GranularitySequence) -> Float[Array, "B S L C"]:
+    def canvases(self, sequence: GranularitySequence) -> Float[Array, "B canvases L C"]:
         """The canvases before each stage and after the last one, from a finished sequence."""
         batch, length = sequence.structure.shape
         canvas = jnp.zeros((batch, length, self.channels))
@@ -102,12 +102,13 @@ class Quantizer(nn.Module):
         self,
         latent: Float[Array, "B L C"],
         structure: Int[Array, "B L"],
-        warm_up: bool = False,
+        codebook_warmup: Bool[Array, ""] | None = None,
     ) -> Quantized:
         """Quantizes the residual stage by stage.
 
-        warm_up: the vectors of a stage are `onehot + softmax - sg(softmax)` of the codes' negative
-        distances times the codebook, so that every code gets a gradient (index back-propagation).
+        codebook_warmup: whether the vectors of a stage are `onehot + softmax - sg(softmax)` of the
+        codes' negative distances times the codebook, so that every code gets a gradient (index
+        back-propagation). None: no, and no program for it.
         """
         canvas = jnp.zeros_like(latent)
         tokens, canvases, loss = [], [canvas], 0.0
@@ -116,13 +117,8 @@ class Quantizer(nn.Module):
             mean = granularity.cluster_mean(latent - canvas, labels, 2**stage)
             distance = self._squared_distance(mean)
             code = jnp.argmin(distance, axis=-1)
-            if warm_up:
-                soft = nn.softmax(-distance, axis=-1)
-                hard = jax.nn.one_hot(code, self.vocab_size)
-                vectors = _matmul(hard + soft - jax.lax.stop_gradient(soft), self.codebook)
-                painted = self.refine(granularity.paint(vectors, labels), stage)
-            else:
-                painted = self.brush(code, labels, stage)
+            vectors = self._vectors(code, distance, codebook_warmup)
+            painted = self.refine(granularity.paint(vectors, labels), stage)
             canvas = canvas + painted
             commitment = jnp.mean((jax.lax.stop_gradient(canvas) - latent) ** 2)
             codebook = jnp.mean((canvas - jax.lax.stop_gradient(latent)) ** 2)
@@ -135,6 +131,26 @@ class Quantizer(nn.Module):
             canvases=jnp.stack(canvases, axis=1),
             loss=loss / (self.last_stage + 1),
         )
+
+    def _vectors(
+        self,
+        code: Int[Array, "B N"],
+        distance: Float[Array, "B N V"],
+        codebook_warmup: Bool[Array, ""] | None,
+    ) -> Float[Array, "B N C"]:
+        """The nearest code's vector, during the warm-up with a gradient to all codes."""
+        if codebook_warmup is None:
+            return self.codebook[code]
+
+        def soft(codebook: Array, distance: Array) -> Array:
+            share = nn.softmax(-distance, axis=-1)
+            chosen = jax.nn.one_hot(code, self.vocab_size)
+            return _matmul(chosen + share - jax.lax.stop_gradient(share), codebook)
+
+        def hard(codebook: Array, _: Array) -> Array:
+            return codebook[code]
+
+        return jax.lax.cond(codebook_warmup, soft, hard, self.codebook, distance)
 
     def _squared_distance(self, vectors: Float[Array, "B N C"]) -> Float[Array, "B N V"]:
         return (

@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from einops import rearrange
 from jaxtyping import Array, Key
 
 Tree = Any
@@ -28,9 +27,11 @@ def gradients(
     gradient = jax.grad(loss_fn, has_aux=True)
     if num_microbatches == 1:
         return gradient(params, batch, key)
-    microbatches = jax.tree.map(
-        lambda x: rearrange(x, "(b n) ... -> n b ...", n=num_microbatches), batch
-    )
+
+    def divide(x: Array) -> Array:
+        return jnp.swapaxes(x.reshape(-1, num_microbatches, *x.shape[1:]), 0, 1)
+
+    microbatches = jax.tree.map(divide, batch)
     keys = jax.random.split(key, num_microbatches)
 
     def add(total: Tree, inputs: tuple[Tree, Array]) -> tuple[Tree, None]:

@@ -15,53 +15,67 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from nvg_jax import sharding, startup
+from nvg_jax import keys, sharding, startup
 from nvg_jax.checkpoint import TrainCheckpointer
 from nvg_jax.errors import Preempted, UserError
-from nvg_jax.training import optimizer
+from nvg_jax.training import flops, optimizer
 from nvg_jax.training.report import Report
 from nvg_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
 Batch = dict[str, jax.Array]
+Metrics = dict[str, Any]
 
 STEPS_IN_FLIGHT = 2  # How far the host may run ahead of the devices.
 
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained. `architecture` describes the model in one line."""
+    """What is trained.
+
+    name: of the task, as in `config.<name>.training`. architecture: the model in one line. frozen:
+    a tree of what the step reads and never changes.
+    """
 
     name: str
     architecture: str
+    frozen: Any
 
-    def init_variables(self, key: jax.Array) -> Any:
-        """Random variables to start from."""
-        ...
-
-    def init_state(self, variables: Any, key: jax.Array) -> TrainState:
-        """The state before the first step; what is trained beside `variables` is random."""
+    def init_state(self, key: Key[Array, ""], variables: Any = None) -> TrainState:
+        """The state before the first step, from random variables unless some are given."""
         ...
 
     def step(
-        self, state: TrainState, batch: Batch, key: jax.Array, step: int
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        """The state after `step + 1` steps, and metrics as `Report` takes them."""
+        self, state: TrainState, frozen: Any, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[TrainState, Metrics]:
+        """The state after one more step, and metrics as `Report` takes them. A pure function."""
         ...
 
-    def trace(self, state: TrainState, batch: dict[str, Any], key: Any) -> jax.stages.Traced:
-        """A step as a program; all arguments may be abstract, with shardings."""
-        ...
-
-    def count_flops(self, state: TrainState, batch: dict[str, Any], key: Any) -> float:
-        """Floating-point operations of one step that the method needs."""
+    def without_remat(self) -> Task:
+        """A task with the same step, of which nothing is computed twice."""
         ...
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """Pictures of how far it is, as uint8, by name."""
         ...
+
+
+def make_step(task: Task, state: TrainState) -> Any:
+    """The task's step, compiled for states that lie as `state` does, which may be abstract.
+
+    The state that is given is donated, and the one that is returned lies in the same places.
+    """
+    places = (sharding.of(state), None)
+    return jax.jit(task.step, donate_argnums=0, out_shardings=places)
+
+
+def count_flops(task: Task, state: TrainState, batch: Batch, key: Key[Array, ""]) -> float:
+    """Floating-point operations of one step that the method needs; all may be abstract."""
+    once = task.without_remat()
+    return flops.count(make_step(once, state).trace(state, once.frozen, batch, key).jaxpr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +135,7 @@ def train(
     iterator: Iterator[dict[str, np.ndarray]],
     directory: str,
     mesh: Mesh,
-    seed: int,
+    key: Key[Array, ""],
     stop: Callable[[], bool] = lambda: False,
     initial: Any | None = None,
     begin: Callable[[], None] = lambda: None,
@@ -136,7 +150,7 @@ def train(
     called once the directory is known to fit the task. finish: turns the trained state into the one
     that is kept.
 
-    A step is a function of the state, the batch, and a key made from `seed` and the step alone, so
+    A step is a function of the state, the batch, and a key made from `key` and the step alone, so
     that an interrupted run ends with the same parameters as an uninterrupted one.
 
     A full disk, or one that cannot be written, does not end training: it is said, and what comes
@@ -145,15 +159,14 @@ def train(
     Raises Preempted when asked to stop, after saving; UserError if the loss is not finite, the
     directory cannot be written at the start, or the last state cannot be saved.
     """
-    key = jax.random.key(seed)
+    init_key, steps_key = keys.named(key, "start"), keys.named(key, "steps")
     rate = optimizer.learning_rate(config, schedule.num_steps)
     checkpoints = f"{directory}/checkpoints"
-    with TrainCheckpointer(checkpoints, task.architecture, config.keep_checkpoints) as checkpointer:
-
-        def random_state(key: jax.Array) -> TrainState:
-            return task.init_state(task.init_variables(key), key)
-
-        abstract = sharding.abstract(random_state, mesh, key)
+    with (
+        jax.set_mesh(mesh),
+        TrainCheckpointer(checkpoints, task.architecture, config.keep_checkpoints) as checkpointer,
+    ):
+        abstract = sharding.abstract(task.init_state, mesh, init_key)
         restored = checkpointer.restore(abstract, iterator)
         try:
             begin()
@@ -166,12 +179,13 @@ def train(
             state, start = restored
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)
         elif initial is not None:
-            state, start = sharding.make(task.init_state, abstract, initial, key), 0
+            state, start = sharding.make(task.init_state, abstract, init_key, initial), 0
         else:
-            state, start = sharding.make(random_state, abstract, key), 0
+            state, start = sharding.make(task.init_state, abstract, init_key), 0
         if start >= schedule.num_steps:
             return state
 
+        run_step = make_step(task, state)
         agreed_stop = _AgreedStop(stop, mesh)
         losses: collections.deque[tuple[int, jax.Array]] = collections.deque()
 
@@ -199,10 +213,10 @@ def train(
                 skipped = int(np.sum(batch.pop("skipped")))
                 batch = sharding.place_batch(batch, mesh)
                 with startup.part("tracing"):
+                    step_key = jax.random.fold_in(steps_key, step)
                     if is_first:
-                        report.step_flops = task.count_flops(state, batch, key)
-                    step_key = jax.random.fold_in(key, step)
-                    state, metrics = task.step(state, batch, step_key, step - 1)
+                        report.step_flops = count_flops(task, state, batch, step_key)
+                    state, metrics = run_step(state, task.frozen, batch, step_key)
                 if is_first:
                     with startup.part("step"):
                         jax.block_until_ready(metrics)

@@ -10,24 +10,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from nvg_jax import hardware, visualize
-from nvg_jax.evaluation.reconstruction import codebook_usage_by_stage
+from nvg_jax import granularity, hardware, visualize
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
-
-_SHOWN = ("loss", "l1", "quantization", "lpips", "adversarial", "discriminator") + (
-    "final",
-    "content",
-    "structure",
-    "repa",
-)
 
 
 class Report:
     """Gathers the metrics of steps on the devices, and writes their summary now and then.
 
-    A metric is a scalar, one value a stage (`*_by_stage`), or `token_counts [K + 1, V]`.
+    A metric is a scalar, one value a stage (`*_by_stage`), or `token_counts [stages, V]`. Those
+    named `loss` and `loss/<term>` stand in the lines on the terminal.
     `step_flops`: floating-point operations of a step, from which the devices' utilisation follows.
 
     Where summaries cannot be written, as on a full disk, it warns once and goes on without them,
@@ -126,7 +119,7 @@ def _summarise(steps: list[Metrics]) -> Metrics:
         if name != "token_counts"
     }
     counts = np.sum([metrics["token_counts"] for metrics in steps], axis=0)
-    usage, overall = codebook_usage_by_stage(counts)
+    usage, overall = granularity.codebook_usage(counts)
     return {**summary, "codebook_usage": overall, "codebook_usage_by_stage": usage}
 
 
@@ -143,7 +136,11 @@ def _line(name: str, step: int, num_steps: int, summary: Metrics, seconds_left: 
     left = time.strftime("%H:%M:%S", time.gmtime(seconds_left))
     if seconds_left >= 86_400:
         left = f"{seconds_left // 86_400:.0f}d {left}"
-    terms = "  ".join(f"{term} {summary[term]:.4f}" for term in _SHOWN if term in summary)
+    terms = "  ".join(
+        f"{term.removeprefix('loss/')} {value:.4f}"
+        for term, value in sorted(summary.items())
+        if term == "loss" or term.startswith("loss/")
+    )
     utilisation = f" ({summary['utilisation']:.0%} of peak)" if "utilisation" in summary else ""
     skipped = f"  skipped {summary['skipped_images']}" if summary["skipped_images"] else ""
     return (

@@ -1,96 +1,119 @@
-import functools
+"""The content generator against the release, and what it sees and does not see."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from nvg_jax import granularity
-
-STAGES = range(9)
+from nvg_jax.generator import content
+from nvg_jax.tokenizer.model import canvas_scales
 
 
 @pytest.fixture(scope="module")
-def predict(golden_generator, golden_generator_tokenizer):
-    """The prediction of the final canvas from given canvases and structures, one stage an image."""
-    scales = golden_generator_tokenizer.variables["stats"]["quantizer"]["canvas_scales"]
-    run = jax.jit(functools.partial(golden_generator.module.apply, method="predict_canvas"))
+def golden(golden_generator, golden_generator_tokenizer, golden_sequences):
+    """The network with its parameters, the prediction at one stage an image, and the scales."""
+    network = golden_generator.module.content
+    params = golden_generator.variables["params"]["content"]
+    scales = canvas_scales(golden_generator_tokenizer.variables)
+    run = jax.jit(network.apply)
 
     def predict(*args):
-        return run(golden_generator.variables, *args, scales)
+        return run({"params": params}, *args, scales)
 
-    return predict
+    return network, params, predict, scales
 
 
 @pytest.fixture(scope="module")
-def outputs(predict, golden_generator, golden_sequences):
-    """Predicted final canvas and token logits of every stage."""
-    structure, quantized, class_id = golden_sequences
-    outputs = []
-    for stage in STAGES:
-        canvas = quantized.canvases[:, stage]
-        final_canvas = predict(canvas, structure, jnp.full(2, stage), class_id)
-        logits = golden_generator.module.apply(
-            golden_generator.variables,
-            final_canvas,
-            canvas,
-            granularity.labels_at(structure, stage),
-            2**stage,
-            method="token_logits",
-        )
-        outputs.append((final_canvas, logits))
-    return outputs
+def outputs(golden, golden_sequences):
+    """The predicted final canvas of every stage."""
+    (structure, _), canvases, class_id = golden_sequences
+    predict, batch = golden[2], len(class_id)
+    return [
+        predict(canvases[:, stage], structure, jnp.full(batch, stage), class_id)
+        for stage in range(canvases.shape[1] - 1)
+    ]
 
 
 def test_predicted_final_canvas_is_the_reference_one(golden_generator, outputs):
-    for row, stage in enumerate((0, 4, 8)):
-        expected = golden_generator.arrays["train.final_hat"][:, row]
-        np.testing.assert_allclose(outputs[stage][0], expected, atol=1e-4 * np.abs(expected).max())
+    references = golden_generator.arrays["train.final_hat"]
+    last_stage = len(outputs) - 1
+    for row, stage in enumerate((0, last_stage // 2, last_stage)):
+        expected = references[:, row]
+        np.testing.assert_allclose(outputs[stage], expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("stage", [0, 1, 4, 8])
-def test_logits_are_the_reference_ones(golden_generator, outputs, stage):
-    expected = golden_generator.arrays[f"train.logits.{stage}"]
-    np.testing.assert_allclose(outputs[stage][1], expected, atol=1e-4 * np.abs(expected).max())
+def test_logits_are_the_reference_ones(golden, golden_generator, golden_sequences, outputs):
+    network, params, _, _ = golden
+    (structure, _), canvases, _ = golden_sequences
+    references = {
+        int(name.rpartition(".")[2]): array
+        for name, array in golden_generator.arrays.items()
+        if name.startswith("train.logits.")
+    }
+    assert references
+    for stage, expected in references.items():
+        missing = network.missing(outputs[stage], canvases[:, stage], structure, stage)
+        logits = network.token_logits(params, missing)
+        np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_losses_are_the_reference_ones(golden_generator, golden_sequences, outputs, stage):
-    quantized, (final_canvas, logits) = golden_sequences.quantized, outputs[stage]
-    tokens = granularity.stage_tokens(quantized.tokens, stage)
-    content = optax.softmax_cross_entropy_with_integer_labels(logits, tokens).mean()
-    final = jnp.mean((final_canvas - quantized.canvases[:, -1]) ** 2)
-    arrays = golden_generator.arrays
-    np.testing.assert_allclose(content, arrays[f"train.loss.content_{stage}"], rtol=1e-4)
-    np.testing.assert_allclose(final, arrays[f"train.loss.final_{stage}"], rtol=1e-4)
+def test_losses_are_the_reference_ones(golden, golden_generator, golden_sequences):
+    network, params, _, scales = golden
+    by_stage = jax.jit(network.loss)(params, *golden_sequences, scales)
+    assert set(by_stage) == {"final", "content"}
+    for name, values in by_stage.items():
+        expected = [
+            golden_generator.arrays[f"train.loss.{name}_{stage}"] for stage in range(len(values))
+        ]
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
-def test_images_of_one_batch_may_be_at_different_stages(predict, golden_sequences, outputs):
-    structure, quantized, class_id = golden_sequences
+def test_images_of_one_batch_may_be_at_different_stages(golden, golden_sequences, outputs):
+    (structure, _), canvases, class_id = golden_sequences
     stage = jnp.array([0, 4])
-    canvas = quantized.canvases[jnp.arange(2), stage]
-    mixed = predict(canvas, structure, stage, class_id)
-    np.testing.assert_allclose(mixed[0], outputs[0][0][0], atol=1e-5)
-    np.testing.assert_allclose(mixed[1], outputs[4][0][1], atol=1e-5)
+    mixed = golden[2](canvases[jnp.arange(2), stage], structure, stage, class_id)
+    np.testing.assert_allclose(mixed[0], outputs[0][0], atol=1e-5)
+    np.testing.assert_allclose(mixed[1], outputs[4][1], atol=1e-5)
 
 
-def test_what_is_not_decided_yet_is_not_seen(predict, golden_sequences, outputs):
-    structure, quantized, class_id = golden_sequences
-    undecided = structure ^ 15  # The lowest four of eight bits.
-    final_canvas = predict(quantized.canvases[:, 4], undecided, jnp.full(2, 4), class_id)
-    np.testing.assert_array_equal(final_canvas, outputs[4][0])
+def test_what_is_not_decided_yet_is_not_seen(golden, golden_sequences, outputs):
+    (structure, _), canvases, class_id = golden_sequences
+    predict, last_stage = golden[2], len(outputs) - 1
+    undecided = structure ^ (2 ** (last_stage - 4) - 1)  # The bits below those of stage 4.
+    final_canvas = predict(canvases[:, 4], undecided, jnp.full(2, 4), class_id)
+    np.testing.assert_array_equal(final_canvas, outputs[4])
     # At stage 0 a learned canvas stands for the empty one.
-    final_canvas = predict(quantized.canvases[:, 9], undecided, jnp.full(2, 0), class_id)
-    np.testing.assert_array_equal(final_canvas, outputs[0][0])
+    final_canvas = predict(canvases[:, -1], undecided, jnp.full(2, 0), class_id)
+    np.testing.assert_array_equal(final_canvas, outputs[0])
 
 
-def test_class_stage_and_structure_make_a_difference(predict, golden_sequences, outputs):
-    structure, quantized, class_id = golden_sequences
-    canvas, stage, expected = quantized.canvases[:, 4], jnp.full(2, 4), outputs[4][0]
+def test_class_stage_and_structure_make_a_difference(golden, golden_sequences, outputs):
+    network, _, predict, _ = golden
+    (structure, _), canvases, class_id = golden_sequences
+    canvas, stage, last_stage = canvases[:, 4], jnp.full(2, 4), len(outputs) - 1
     for other in (
-        predict(canvas, structure, stage, jnp.full(2, 10)),  # "No class".
+        predict(canvas, structure, stage, jnp.full(2, network.sizes.num_classes)),
         predict(canvas, structure, stage + 1, class_id),
-        predict(canvas, structure ^ 16, stage, class_id),
+        predict(canvas, structure ^ 2 ** (last_stage - 4), stage, class_id),
     ):
-        assert jnp.abs(other - expected).max() > 1e-3
+        assert jnp.abs(other - outputs[4]).max() > 1e-3
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    hnp.arrays(np.float32, (1, 1, 12), elements=st.floats(-8, 8, width=16), unique=True),
+    st.integers(0, 12),
+    st.floats(0.05, 1.0),
+)
+def test_truncation_keeps_the_smallest_sufficient_set(logits, top_k, top_p):
+    kept = np.isfinite(np.asarray(content.truncate(jnp.asarray(logits), top_k, top_p)))
+    order = np.argsort(-logits[0, 0])
+    allowed = order[: top_k or 12]
+    weights = np.exp(logits[0, 0, allowed].astype(np.float64))
+    mass_before = np.cumsum(weights / weights.sum()) - weights / weights.sum()
+    clear = np.abs(mass_before - top_p) > 1e-5  # Not decided by rounding.
+    np.testing.assert_array_equal(kept[0, 0, allowed][clear], (mass_before < top_p)[clear])
+    assert kept.sum() >= 1 and not kept[0, 0, order[top_k or 12 :]].any()

@@ -5,19 +5,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax import jobs, sharding
+from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen
-from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator import sampler
+from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.training import GeneratorTask
-from nvg_jax.tokenizer.training import tokenize
+from nvg_jax.tokenizer import inference
+from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.training.loop import Schedule, make_step
 
 
 @pytest.fixture
 def tokenizer_variables(tiny_config, random_variables):
     tokenizer = build_tokenizer(tiny_config)
-    variables = random_variables(tokenizer, tokenizer.example())
+    variables = random_variables(tokenizer.init_variables)
     variables["stats"]["quantizer"]["canvas_scales"] = jnp.ones(tokenizer.last_stage + 2)
     return variables
 
@@ -35,9 +38,9 @@ def make_task(tiny_config, tokenizer_variables):
             tokenizer,
             tokenizer_variables,
             training,
-            num_steps=100,
-            settings=jobs.sampling_settings(tiny_config),
-            dinov2=dinov2,
+            Schedule(8, num_steps=100, epoch_steps=5),
+            sampler.Settings.from_config(tiny_config.sampling),
+            dinov2,
         )
 
     return make
@@ -50,18 +53,27 @@ def batch():
 
 
 def fresh_state(task):
-    key = jax.random.key(2)
-    variables = sharding.unnamed(jax.jit(task.init_variables)(key))
-    return sharding.unnamed(task.init_state(variables, key))
+    return sharding.unnamed(jax.jit(task.init_state)(jax.random.key(2)))
+
+
+def step_once(task, batch, key=3):
+    state = fresh_state(task)
+    return make_step(task, state)(state, task.frozen, batch, jax.random.key(key))
+
+
+def train(task, batch, num_steps):
+    """The state after some steps, and the metrics of each."""
+    state, history = fresh_state(task), []
+    run = make_step(task, state)
+    for step in range(num_steps):
+        state, metrics = run(state, task.frozen, batch, jax.random.key(step))
+        history.append(jax.device_get(metrics))
+    return state, history
 
 
 def test_loss_falls_and_is_the_sum_of_its_terms(make_task, batch):
     task = make_task()
-    state = fresh_state(task)
-    history = []
-    for step in range(15):
-        state, metrics = task.step(state, batch, jax.random.key(step), step)
-        history.append(jax.device_get(metrics))
+    state, history = train(task, batch, 15)
     last = history[-1]
     assert last["loss"] < history[0]["loss"]
     terms = sum(last[f"{name}_by_stage"].mean() for name in ("final", "content", "structure"))
@@ -72,9 +84,7 @@ def test_loss_falls_and_is_the_sum_of_its_terms(make_task, batch):
 
 def test_a_step_depends_on_its_key_alone(make_task, batch):
     task = make_task()
-    first, _ = task.step(fresh_state(task), batch, jax.random.key(3), 0)
-    again, _ = task.step(fresh_state(task), batch, jax.random.key(3), 0)
-    other, _ = task.step(fresh_state(task), batch, jax.random.key(4), 0)
+    first, again, other = (step_once(task, batch, key)[0] for key in (3, 3, 4))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernels = [s.params["structure"]["head"]["linear"]["kernel"] for s in (first, other)]
     assert (kernels[0] != kernels[1]).any()
@@ -84,28 +94,21 @@ def test_a_dropped_class_leaves_no_trace(make_task, batch):
     others = {**batch, "label": batch["label"][::-1]}
     for changes, same in (({}, False), ({"class_dropout": 1.0}, True)):
         task = make_task(**changes)
-        losses = [
-            float(task.step(fresh_state(task), b, jax.random.key(3), 0)[1]["loss"])
-            for b in (batch, others)
-        ]
+        losses = [float(step_once(task, one)[1]["loss"]) for one in (batch, others)]
         assert (losses[0] == losses[1]) == same
 
 
 def test_the_tokenizer_stays_as_it_is(make_task, batch, tokenizer_variables):
     before = jax.tree.map(np.array, tokenizer_variables)
-    task = make_task()
-    task.step(fresh_state(task), batch, jax.random.key(3), 0)
+    step_once(make_task(), batch)
     jax.tree.map(np.testing.assert_array_equal, before, tokenizer_variables)
 
 
 def test_tokenized_images_give_the_same_loss(make_task, batch, tokenizer_variables):
     task = make_task()
-    sequence, _ = tokenize(task.tokenizer, tokenizer_variables, batch["image"])
+    sequence = inference.sequences_of(task.tokenizer, tokenizer_variables, batch["image"])
     stored = {"label": batch["label"], **sequence._asdict()}
-    on_the_fly, cached = (
-        jax.device_get(task.step(fresh_state(task), b, jax.random.key(3), 0)[1])
-        for b in (batch, stored)
-    )
+    on_the_fly, cached = (jax.device_get(step_once(task, one)[1]) for one in (batch, stored))
     for name, value in on_the_fly.items():
         np.testing.assert_allclose(cached[name], value, rtol=1e-5, err_msg=name)
 
@@ -115,7 +118,7 @@ def test_microbatches_give_the_same_gradient(make_task, batch):
     after = []
     for microbatches in (1, 4):
         task = make_task(microbatches=microbatches)
-        state, metrics = task.step(fresh_state(task), batch, jax.random.key(3), 0)
+        state, metrics = step_once(task, batch)
         # Adam's first moment is the gradient itself, up to a factor.
         after.append((jax.device_get(metrics), jax.tree.leaves(state.opt_state[1][0].mu)))
     (whole, whole_moments), (divided, divided_moments) = after
@@ -129,18 +132,14 @@ def test_repa_aligns_the_tapped_tokens(make_task, batch):
     module = VisionTransformer(14, width=32, num_heads=2, native_grid=3, layer_scale=True)
     features = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
     task = make_task(Frozen(module, features), repa={"weight": 0.5, "depth": 1, "hidden": 32})
-    state = fresh_state(task)
-    first_kernel = np.array(state.params["projector"]["linear1"]["kernel"])
-    history = []
-    for step in range(10):
-        state, metrics = task.step(state, batch, jax.random.key(step), step)
-        history.append(jax.device_get(metrics))
+    first_kernel = np.array(fresh_state(task).params["projector"]["linear1"]["kernel"])
+    state, history = train(task, batch, 10)
     last = history[-1]
     terms = {"final": 1.0, "content": 1.0, "structure": 1.0, "repa": 0.5}
     total = sum(weight * last[f"{name}_by_stage"].mean() for name, weight in terms.items())
     np.testing.assert_allclose(last["loss"], total, rtol=1e-5)
     assert last["repa_by_stage"].shape == (5,)
-    assert last["repa"] < 0.9 * history[0]["repa"] and history[0]["repa"] < 2.0
+    assert last["loss/repa"] < 0.9 * history[0]["loss/repa"] and history[0]["loss/repa"] < 2.0
     assert np.any(state.params["projector"]["linear1"]["kernel"] != first_kernel)
     assert "projector" not in state.ema["params"]
 

@@ -6,6 +6,7 @@ import pytest
 from nvg_jax import granularity, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.generator import transformer
+from nvg_jax.generator.sizes import StackSizes
 from nvg_jax.generator.transformer import Block, Stack
 
 BATCH, TOKENS, WIDTH, HEADS, BITS = 2, 5, 64, 2, 4
@@ -35,7 +36,9 @@ def test_rope_names_a_head_too_narrow_for_its_axes():
 
 def test_rope_ids_are_the_reference_ones(golden_generator):
     expected = golden_generator.state_dict["nvgformer.rope_ids"].astype(np.float32)
-    ids = transformer.with_class_token(transformer.rope_ids(jnp.zeros((1, 256, 8)), (16, 16)))
+    sizes = golden_generator.module.sizes
+    undecided = jnp.zeros((1, sizes.num_positions, sizes.last_stage))
+    ids = transformer.with_class_token(transformer.rope_ids(undecided, sizes.grid))
     np.testing.assert_array_equal(ids, expected)
 
 
@@ -69,17 +72,12 @@ def test_rotation_turns_interleaved_pairs():
     np.testing.assert_allclose(rotated[0, 0, 0], expected, rtol=1e-6)
 
 
-def test_time_features_are_cosines_and_sines_from_fast_to_slow():
-    features = transformer.time_features(jnp.array([0.25, 1.0]))
-    assert features.shape == (2, 64)
-    np.testing.assert_allclose(features[:, 0], np.cos([250.0, 1000.0]), atol=1e-4)
-    np.testing.assert_allclose(features[:, 32], np.sin([250.0, 1000.0]), atol=1e-4)
-    slowest = 1000 * 10_000 ** (-31 / 32)
-    np.testing.assert_allclose(features[:, 31], np.cos([slowest / 4, slowest]), atol=1e-4)
+def _sizes(depth, drop_path=0.0, remat="none"):
+    return StackSizes(depth, WIDTH, HEADS, drop_path, remat)
 
 
-def _stack(depth, drop_path=0.0, remat=False):
-    return Stack(depth, HEADS, drop_path, remat, jnp.float32)
+def _stack(depth, drop_path=0.0, remat="none", tap=0):
+    return Stack(_sizes(depth, drop_path, remat), tap)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +94,7 @@ def inputs():
 @pytest.fixture(scope="module")
 def variables(inputs, random_variables):
     """Those of a stack of three blocks."""
-    return random_variables(_stack(3), *inputs, True)
+    return random_variables(lambda key: _stack(3).init(key, *inputs, True))
 
 
 def _block(variables, index, inputs, x):
@@ -104,9 +102,7 @@ def _block(variables, index, inputs, x):
     params = jax.tree.map(lambda leaf: leaf[index], variables["params"]["blocks"])
     _, vector, ids = inputs
     angles = transformer.rotation(transformer.rope_angles(ids, WIDTH // HEADS))
-    return Block(HEADS, True, jnp.float32).apply(
-        {"params": params}, x, jnp.float32(0), vector, angles
-    )
+    return Block(_sizes(1), True).apply({"params": params}, x, jnp.float32(0), vector, angles)
 
 
 def test_parameters_are_stacked_along_depth_and_applied_in_order(inputs, variables):
@@ -134,16 +130,19 @@ def _loss_gradient(module, variables, inputs):
     return jax.value_and_grad(loss)(variables)
 
 
-def test_remat_changes_neither_numbers_nor_gradients(inputs, variables):
+@pytest.mark.parametrize("policy", ["full", "dots"])
+def test_remat_changes_neither_numbers_nor_gradients(inputs, variables, policy):
     def run(remat):
         module = _stack(3, drop_path=0.5, remat=remat)
         return jax.jit(lambda variables: _loss_gradient(module, variables, inputs))(variables)
 
-    for plain, remat in zip(jax.tree.leaves(run(False)), jax.tree.leaves(run(True)), strict=True):
+    for plain, remat in zip(
+        jax.tree.leaves(run("none")), jax.tree.leaves(run(policy)), strict=True
+    ):
         np.testing.assert_allclose(remat, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_program_does_not_grow_with_depth(inputs, remat):
     def program_lines(depth):
         module = _stack(depth, drop_path=0.1, remat=remat)
@@ -167,7 +166,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation(inputs, variabl
     params = jax.tree.map(lambda leaf: leaf[0], variables["params"]["blocks"])
     x, vector, ids = alike
     angles = transformer.rotation(transformer.rope_angles(ids, WIDTH // HEADS))
-    out = jax.jit(Block(HEADS, False, jnp.float32).apply)(
+    out = jax.jit(Block(_sizes(1), False).apply)(
         {"params": params},
         x,
         jnp.float32(rate),
@@ -196,7 +195,7 @@ def test_drop_path_rises_from_zero_in_the_first_block(inputs, variables):
     assert len(np.unique(np.round(np.asarray(out)[:, 0, 0], 3))) == 4
 
 
-@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("remat", ["none", "full"])
 def test_tap_gives_the_tokens_after_so_many_blocks(inputs, variables, remat):
     stack = _stack(3, remat=remat)
     out, sown = stack.clone(tap=2).apply(variables, *inputs, True, mutable=["intermediates"])
@@ -211,7 +210,7 @@ def test_tap_gives_the_tokens_after_so_many_blocks(inputs, variables, remat):
 def test_a_tap_keeps_no_copy_of_each_block(inputs, variables):
     def memory(tap):
         def loss(variables):
-            stack = _stack(3, remat=True).clone(tap=tap)
+            stack = _stack(3, remat="full", tap=tap)
             out, sown = stack.apply(variables, *inputs, True, mutable=["intermediates"])
             return jnp.sum(out**2) + sum(map(jnp.sum, jax.tree.leaves(sown)))
 

@@ -12,7 +12,10 @@ from nvg_jax.tokenizer.autoencoder import Decoder, Encoder
 @pytest.mark.parametrize("multipliers", [(1,), (1, 2), (1, 1, 2)])
 def test_decoder_undoes_the_encoders_downsampling(multipliers):
     images = jnp.zeros((2, 16, 16, 3))
-    encoder, decoder = Encoder(32, multipliers, 1, 4), Decoder(32, multipliers, 1)
+    encoder, decoder = (
+        Encoder(32, multipliers, 1, 4, "float32"),
+        Decoder(32, multipliers, 1, "float32"),
+    )
     factor = autoencoder.downsampling(multipliers)
     latent, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), images)
     assert latent.shape == (2, 16 // factor, 16 // factor, 4)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from einops import rearrange
 
-from nvg_jax import granularity
+from nvg_jax import granularity, pixels
+from nvg_jax.tokenizer import inference
 
 
 def _relative_error(actual, expected):
@@ -33,7 +34,6 @@ def outputs(golden_tokenizer):
             "canvases": canvases,
             "rebuilt_canvases": method("canvases", sequence),
             "decoded_canvas": method("decode", canvases[:, -1]),
-            "decoded_sequence": method("decode_sequence", sequence),
         }
 
     return run(jnp.asarray(_channels_last(golden_tokenizer.arrays["image"])))
@@ -70,13 +70,12 @@ def test_decoder_reproduces_the_reference_image_once_clipped(golden_tokenizer, o
     assert jnp.abs(unclipped).max() > 1  # Training sees what is beyond the range.
     assert _relative_error(jnp.clip(unclipped, -1, 1), expected) < 1e-4
     assert _relative_error(outputs["decoded_canvas"], expected) < 1e-4
-    assert _relative_error(outputs["decoded_sequence"], expected) < 1e-4
 
 
 def test_sequence_holds_all_that_the_canvases_need(outputs):
     structure, tokens = outputs["sequence"]
     assert structure.dtype == tokens.dtype == jnp.int32
-    assert tokens.shape == (2, 31)
+    assert tokens.shape == (len(tokens), 2 * structure.shape[1] - 1)
     quantized = outputs["reconstruction"].quantized
     np.testing.assert_array_equal(structure, outputs["reconstruction"].structure)
     np.testing.assert_array_equal(tokens, quantized.tokens)
@@ -102,11 +101,24 @@ def test_brush_strokes_add_up_to_the_canvas(golden_tokenizer, outputs):
 def test_architecture_tells_tokenizers_apart(golden_tokenizer):
     tokenizer = golden_tokenizer.module
     variants = [
-        tokenizer.clone(width=64),
-        tokenizer.clone(multipliers=(1, 1, 1, 2, 1)),
-        tokenizer.clone(num_blocks=2),
-        tokenizer.clone(image_size=128),
-        tokenizer.clone(vocab_size=128),
+        tokenizer.clone(width=2 * tokenizer.width),
+        tokenizer.clone(multipliers=(*tokenizer.multipliers[:-1], 5)),
+        tokenizer.clone(num_blocks=tokenizer.num_blocks + 1),
+        tokenizer.clone(image_size=2 * tokenizer.image_size),
+        tokenizer.clone(vocab_size=2 * tokenizer.vocab_size),
         tokenizer.clone(latent_channels=16),
     ]
     assert len({module.architecture for module in [tokenizer, *variants]}) == 7
+
+
+def test_sequences_and_images_are_those_of_the_methods(golden_tokenizer, outputs):
+    module, variables, _, arrays = golden_tokenizer
+    images = jnp.asarray(_channels_last(arrays["image"]))
+    sequence = inference.sequences_of(module, variables, images)
+    jax.tree.map(np.testing.assert_array_equal, sequence, outputs["sequence"])
+    decoded = inference.images_of(module, variables, sequence)
+    stages = inference.stage_images_of(module, variables, sequence)
+    assert decoded.dtype == stages.dtype == jnp.uint8
+    expected = pixels.to_uint8(outputs["decoded_canvas"]).astype(int)
+    np.testing.assert_allclose(decoded.astype(int), expected, atol=1)
+    np.testing.assert_allclose(stages[:, -1].astype(int), expected, atol=1)

@@ -27,13 +27,17 @@ def outputs(quantizer):
     module, variables, latent, structure = quantizer
     codebook = variables["params"]["codebook"]
 
-    def loss(latent, codebook, warm_up):
+    def loss(latent, codebook, codebook_warmup):
         params = variables["params"] | {"codebook": codebook}
-        output = module.apply(variables | {"params": params}, latent, structure, warm_up)
+        output = module.apply(variables | {"params": params}, latent, structure, codebook_warmup)
         return 0.1 * output.latent.sum() + output.loss, output
 
-    run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True), static_argnums=2)
-    return run(latent, codebook, False), run(latent, codebook, True)
+    run = jax.jit(jax.grad(loss, argnums=(0, 1), has_aux=True))
+    usual, no_warmup, warmup = (
+        run(latent, codebook, flag) for flag in (None, jnp.array(False), jnp.array(True))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), usual, no_warmup)
+    return usual, warmup
 
 
 def test_gradients_are_the_reference_ones(golden_tokenizer, outputs):

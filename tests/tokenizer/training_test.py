@@ -9,32 +9,32 @@ from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen, load_network
-from nvg_jax.generator.build import build_tokenizer
-from nvg_jax.tokenizer.training import (
-    TokenizerTask,
-    canvas_moments,
-    tokenize,
-    with_canvas_scales,
-)
+from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer, canvas_scales
+from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
+from nvg_jax.training.loop import Schedule, make_step
 
+SCHEDULE = Schedule(8, num_steps=100, epoch_steps=5)
 KEY = jax.random.key(1)
 
 
 @pytest.fixture
 def task(tiny_config):
     training = tiny_config.tokenizer.training
-    training.warmup_steps, training.warm_up_epochs = 0, 1.0
-    return TokenizerTask(build_tokenizer(tiny_config), training, num_steps=100, epoch_steps=5)
+    training.warmup_steps, training.codebook_warmup_epochs = 0, 1.0
+    return TokenizerTask(build_tokenizer(tiny_config), training, SCHEDULE)
 
 
-def fresh_variables(task):
-    return sharding.unnamed(jax.jit(task.init_variables)(KEY))
+def fresh_state(task, variables=None):
+    return sharding.unnamed(jax.jit(task.init_state)(KEY, variables))
 
 
-def fresh_state(task):
-    return jax.jit(lambda key: task.init_state(sharding.unnamed(task.init_variables(key)), key))(
-        KEY
-    )
+def train(task, state, batch, num_steps):
+    """The state after some steps, and the metrics of each."""
+    run, history = make_step(task, state), []
+    for _ in range(num_steps):
+        state, metrics = run(state, task.frozen, batch, jax.random.key(2))
+        history.append(jax.device_get(metrics))
+    return state, history
 
 
 @pytest.fixture
@@ -42,49 +42,39 @@ def batch():
     return {"image": jax.random.uniform(jax.random.key(0), (8, 8, 8, 3), minval=-1.0)}
 
 
-def test_the_codebook_warms_up_for_the_first_epochs(task):
-    assert task.warm_up_steps == 5
-
-
 def test_loss_falls_and_metrics_are_complete(task, batch):
-    state = fresh_state(task)
-    history = []
-    for step in range(20):
-        state, metrics = task.step(state, batch, jax.random.key(2), step)
-        history.append(jax.device_get(metrics))
+    state, history = train(task, fresh_state(task), batch, 20)
     assert int(state.step) == 20
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     last = history[-1]
-    np.testing.assert_allclose(last["loss"], last["l1"] + last["quantization"], rtol=1e-5)
+    np.testing.assert_allclose(last["loss"], last["loss/l1"] + last["loss/quantization"], rtol=1e-5)
     # 8 images: 8 tokens at stage 0, 16 at stage 1, ...
     np.testing.assert_array_equal(last["token_counts"].sum(1), [8, 16, 32, 64, 128])
     assert last["canvas_error_by_stage"].shape == (5,)
     assert last["canvas_error_by_stage"][-1] == 0.0
 
 
-def test_warm_up_moves_codes_that_no_cluster_chose(task, batch):
-    before = fresh_state(task)
-    codes = np.array(before.params["quantizer"]["codebook"])
-    far = codes.copy()
+def test_the_warmup_moves_codes_that_no_cluster_chose(task, batch):
+    variables = jax.device_get(fresh_state(task).ema)
+    far = np.array(variables["params"]["quantizer"]["codebook"])
     far[0] = 1.5  # Farther from all data than the other codes.
+    variables["params"]["quantizer"]["codebook"] = far
 
     def moved(step):
-        variables = fresh_variables(task)
-        variables["params"]["quantizer"]["codebook"] = jnp.asarray(far)
-        state, metrics = task.step(task.init_state(variables, KEY), batch, jax.random.key(2), step)
+        state = fresh_state(task, variables).replace(step=jnp.int32(step))
+        state, (metrics,) = train(task, state, batch, 1)
         assert metrics["token_counts"][:, 0].sum() == 0
         return np.abs(state.params["quantizer"]["codebook"][0] - far[0]).max()
 
-    assert moved(step=0) > 0.0
-    assert moved(step=task.warm_up_steps) == 0.0
+    assert moved(step=4) > 0.0
+    assert moved(step=5) == 0.0  # The warm-up is an epoch, of five steps.
 
 
 def test_canvas_scales_are_one_over_the_standard_deviation(task, batch):
-    variables = fresh_variables(task)
+    variables = fresh_state(task).ema
     halves = batch["image"][:4], batch["image"][4:]
-    moments = [jax.device_get(canvas_moments(task.tokenizer, variables, half)) for half in halves]
-    scales = with_canvas_scales(variables, moments)["stats"]["quantizer"]["canvas_scales"]
-    _, canvases = tokenize(task.tokenizer, variables, batch["image"])
+    scales = canvas_scales(with_canvas_scales(task.tokenizer, variables, halves))
+    _, canvases = task.tokenizer.apply(variables, batch["image"], method=Tokenizer.tokenize)
     assert scales[0] == 1.0
     np.testing.assert_allclose(scales[1:], 1 / np.std(canvases, axis=(0, 2, 3))[1:], rtol=1e-4)
 
@@ -115,7 +105,7 @@ def make_full_task(tiny_config, frozen):
         training.lpips_weight, training.adversarial_weight = 1.0, 0.1
         training.discriminator.input_size = 16
         training.update(changes)
-        return TokenizerTask(build_tokenizer(config), training, 100, 5, *frozen)
+        return TokenizerTask(build_tokenizer(config), training, SCHEDULE, *frozen)
 
     return make
 
@@ -130,15 +120,14 @@ def test_both_sides_learn_in_one_step(make_full_task, large_batch):
     task = make_full_task()
     state = fresh_state(task)
     before = jax.device_get(state)
-    history = []
-    for step in range(8):
-        state, metrics = task.step(state, large_batch, jax.random.key(2), 10 + step)
-        history.append(jax.device_get(metrics))
+    state, history = train(task, state, large_batch, 8)
     first, last = history[0], history[-1]
     terms = {"l1": 1.0, "quantization": 1.0, "lpips": 1.0, "adversarial": 0.1}
-    total = sum(weight * last[name] for name, weight in terms.items())
+    total = sum(weight * last[f"loss/{name}"] for name, weight in terms.items())
     np.testing.assert_allclose(last["loss"], total, rtol=1e-5)
-    assert last["loss"] < first["loss"] and last["discriminator"] < first["discriminator"]
+    assert last["loss"] < first["loss"] and (
+        last["loss/discriminator"] < first["loss/discriminator"]
+    )
     gaps = [metrics["real_logit"] - metrics["fake_logit"] for metrics in (first, last)]
     assert gaps[1] > gaps[0]
 
@@ -159,9 +148,9 @@ def test_microbatches_give_the_same_gradient(make_full_task, large_batch):
     states = []
     for microbatches in (1, 2):
         task = make_full_task(lpips_weight=0.0, adversarial_weight=0.0, microbatches=microbatches)
-        states.append(task.step(fresh_state(task), large_batch, jax.random.key(2), 10))
-    (whole, metrics), (divided, divided_metrics) = states
-    for name in ("loss", "l1", "quantization", "gradient_norm"):
+        states.append(train(task, fresh_state(task), large_batch, 1))
+    (whole, (metrics,)), (divided, (divided_metrics,)) = states
+    for name in ("loss", "loss/l1", "loss/quantization", "gradient_norm"):
         np.testing.assert_allclose(metrics[name], divided_metrics[name], rtol=1e-4)
     np.testing.assert_array_equal(metrics["token_counts"], divided_metrics["token_counts"])
     # Adam's first moment is the gradient itself, up to a factor.
@@ -180,4 +169,4 @@ def test_images_too_small_for_lpips(tiny_config, frozen):
     training = tiny_config.tokenizer.training
     training.lpips_weight = 1.0
     with pytest.raises(UserError, match="LPIPS cannot compare images of 8 pixels"):
-        TokenizerTask(build_tokenizer(tiny_config), training, 100, 5, *frozen)
+        TokenizerTask(build_tokenizer(tiny_config), training, SCHEDULE, *frozen)

@@ -1,0 +1,93 @@
+"""The sizes of a generator: frozen objects that are passed whole."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from nvg_jax import granularity
+
+
+@dataclasses.dataclass(frozen=True)
+class StackSizes:
+    """A stack of transformer blocks, and how it computes.
+
+    drop_path: the probability that the last block is dropped for a sample; the first has none.
+    remat: what the backward pass recomputes of each block, a name in `transformer.REMAT`.
+    attention: the implementation, as `jax.nn.dot_product_attention` knows it: 'xla' or 'cudnn'.
+    dtype: of the products; parameters, norms and softmax are float32.
+    """
+
+    depth: int
+    width: int
+    num_heads: int
+    drop_path: float = 0.0
+    remat: str = "none"
+    attention: str = "xla"
+    dtype: str = "float32"
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Both parts of a generator, over the positions and codes of one tokenizer.
+
+    The paper's generator of depth d has content width 64 d with d heads, and structure width 32 d
+    with d / 2 heads. Class ids are 0..num_classes - 1; `num_classes` itself means "no class".
+
+    structure_generator: how structure is generated, a name in `model.STRUCTURE_GENERATORS`.
+
+    The switches are the ablations of the paper's Table 3, set to the full method:
+    structure_rope: whether RoPE tells the blocks which cluster a position belongs to.
+    final_canvas: whether tokens follow from a predicted final canvas minus the canvas so far; else
+        from the head's output directly.
+    noised_canvas: whether the canvas is blended with noise, all noise at stage 0 and none once it
+        is finished, in place of the learned start canvas.
+    known_structure: whether the state of the flow holds the known structure in the channels of
+        earlier stages; else they are noise like the others, and only RoPE knows the structure.
+    """
+
+    content: StackSizes
+    structure: StackSizes
+    grid: tuple[int, int]
+    latent_channels: int
+    vocab_size: int
+    num_classes: int
+    structure_generator: str = "flow"
+    structure_rope: bool = True
+    final_canvas: bool = True
+    noised_canvas: bool = False
+    known_structure: bool = True
+
+    @property
+    def num_positions(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def last_stage(self) -> int:
+        return granularity.last_stage(self.num_positions)
+
+    @property
+    def architecture(self) -> str:
+        """What a checkpoint has to agree with, in one line."""
+        differing = {
+            f"structure by {self.structure_generator}": self.structure_generator != "flow",
+            "no structure RoPE": not self.structure_rope,
+            "direct content": not self.final_canvas,
+            "noised canvas": self.noised_canvas,
+            "pure-noise structure": not self.known_structure,
+        }
+        differences = "".join(f", {name}" for name, chosen in differing.items() if chosen)
+        content, structure = self.content, self.structure
+        return (
+            f"generator(depth {content.depth}, content {content.width} x {content.num_heads} "
+            f"heads, structure {structure.width} x {structure.num_heads} heads, "
+            f"{self.num_positions} positions x {self.latent_channels}, codebook {self.vocab_size}, "
+            f"{self.num_classes} classes{differences})"
+        )
+
+    def without_remat(self) -> Sizes:
+        """The same generator, of which nothing is computed twice."""
+        stacks = {
+            name: dataclasses.replace(getattr(self, name), remat="none")
+            for name in ("content", "structure")
+        }
+        return dataclasses.replace(self, **stacks)

@@ -1,0 +1,20 @@
+"""How exactly accelerators multiply float32, under the names of JAX's own setting."""
+
+from __future__ import annotations
+
+import jax
+
+PRECISIONS = {
+    "bfloat16": jax.lax.Precision.DEFAULT,
+    "tensorfloat32": jax.lax.Precision.HIGH,
+    "float32": jax.lax.Precision.HIGHEST,
+}
+
+
+def conv_precision(name: str) -> jax.lax.Precision:
+    """The precision of convolutions and matrix products of float32 arrays.
+
+    name: 'bfloat16', the fastest of an accelerator; 'tensorfloat32', as PyTorch trains on GPUs;
+    'float32', exact. CPUs always compute exactly.
+    """
+    return PRECISIONS[name]
