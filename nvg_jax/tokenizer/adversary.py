@@ -24,6 +24,7 @@ from nvg_jax.training import optimizer
 
 Tree = Any
 Images = Float[Array, "B height width 3"]
+View = Float[Array, "B size size 3"]
 Logits = Float[Array, "B logits"]
 
 LECAM_DECAY = 0.999
@@ -183,7 +184,7 @@ class Adversary:
         )
 
 
-def _crop_or_shrink(images: Images, key: Key[Array, ""], size: int) -> Images:
+def _crop_or_shrink(images: Images, key: Key[Array, ""], size: int) -> View:
     """A random square of `size`, the same of all images, or, as often, all of them shrunk."""
     if images.shape[1] == size:
         return images
@@ -191,10 +192,10 @@ def _crop_or_shrink(images: Images, key: Key[Array, ""], size: int) -> Images:
     batch, side, _, channels = images.shape
     top, left = jax.random.randint(place_key, (2,), 0, side - size + 1)
 
-    def crop(images: Images) -> Images:
+    def crop(images: Images) -> View:
         return jax.lax.dynamic_slice(images, (0, top, left, 0), (batch, size, size, channels))
 
-    def shrink(images: Images) -> Images:
+    def shrink(images: Images) -> View:
         return resize.area(images, (size, size))
 
     return jax.lax.cond(jax.random.bernoulli(choice_key), crop, shrink, images)

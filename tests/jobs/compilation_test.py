@@ -9,13 +9,11 @@ import sys
 
 import jax
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from nvg_jax import hardware, jobs, sharding
 from nvg_jax.errors import UserError
-from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.jobs import compilation
+from nvg_jax.tokenizer.model import build_tokenizer
 
 
 def test_a_step_for_the_devices_of_this_machine(tiny_config, tmp_path, capsys):
@@ -24,7 +22,7 @@ def test_a_step_for_the_devices_of_this_machine(tiny_config, tmp_path, capsys):
     (report,) = jobs.compile(config, str(tmp_path))
 
     tokenizer = build_tokenizer(config)
-    shapes = jax.eval_shape(tokenizer.init, jax.random.key(0), tokenizer.example())
+    shapes = jax.eval_shape(tokenizer.init_variables, jax.random.key(0))
     shapes = sharding.unnamed(shapes)
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes["params"]))
     # Parameters, their average and two moments, the average's canvas scales; step counters.
@@ -32,7 +30,7 @@ def test_a_step_for_the_devices_of_this_machine(tiny_config, tmp_path, capsys):
     assert 0 <= report.state - 4 * (4 * count + scales) <= 32
     assert report.memory > report.state
     assert report.needed_flops == report.executed_flops > 6 * count * config.data.image_size
-    assert report.num_steps == round(6 / 22 * (config.compile.num_images // 64))
+    assert report.num_steps == 6  # Of the prepared digits.
     # Nothing is made up for devices whose figures nobody publishes.
     assert report.seconds is None and report.limit is None and report.largest_batch_size is None
 
@@ -86,48 +84,6 @@ def test_mistakes_are_one_clear_line(tiny_config, tmp_path, changes, message):
         jobs.compile(tiny_config, str(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "message, needed",
-    [
-        (
-            "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total "
-            "memory required for HLO temporaries (17.50G) exceeds available HBM (15.75G).",
-            17.5 * 2**30 + 1000,
-        ),
-        (
-            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
-            "space hbm. Used 20.25G of 15.75G hbm. Exceeded hbm capacity by 4.50G.",
-            20.25 * 2**30,
-        ),
-        ("INTERNAL: something else (17.5G)", None),
-    ],
-)
-def test_what_a_program_needs_that_does_not_fit(message, needed):
-    assert compilation.memory_needed(message, 1000) == needed
-
-
-@given(
-    fixed=st.integers(0, 20_000),
-    by_image=st.integers(1, 5_000),
-    bend=st.integers(0, 20),
-    few=st.integers(1, 8),
-)
-def test_the_largest_batch_fits_and_hardly_a_larger_one_does(fixed, by_image, bend, few):
-    """Where memory grows nearly in a line."""
-    limit, compiled = 16_000, []
-
-    def compile_for(images):
-        compiled.append(images)
-        memory = fixed + by_image * images + bend * images**2 // 100
-        traffic = compilation.hlo.Traffic(1.0, {})
-        return compilation.Compiled(memory, 0, traffic if memory < 15_750 else None)
-
-    largest = compilation.largest_that_fits(compile_for, few, limit)
-    assert 0 <= largest <= 16 * few and len(compiled) < 12
-    assert largest == 0 or compile_for(largest).memory < 15_750
-    assert largest == 16 * few or compile_for(largest + 1).memory > 0.9 * limit - by_image
-
-
 @pytest.mark.slow
 def test_a_step_for_tpus_that_are_not_there(tmp_path):
     """The command, on the digits: a full mesh of 16 chips."""
@@ -160,28 +116,3 @@ def test_a_step_for_tpus_that_are_not_there(tmp_path):
     assert report["largest_batch_size"] is None
     assert 0 < max(report["seconds"].values()) < 1
     assert "fits" in done.stdout and "utilisation" in done.stdout
-
-
-_MESHES = """
-from nvg_jax import hardware, sharding
-from nvg_jax.jobs.compilation import topology_devices
-
-for name in ("v4:2x2x4", "v5e:4x4", "v5p:2x2x4", "v6e:4x4"):
-    mesh = sharding.create_mesh(devices=topology_devices(name))
-    assert mesh.size == 16, mesh
-    print(hardware.chip(mesh.devices.flat[0]) is not None)
-"""
-
-
-@pytest.mark.slow
-def test_topologies_of_every_chip_are_meshes_of_whole_chips():
-    pytest.importorskip("libtpu", reason="compiles for TPUs")
-    done = subprocess.run(
-        [sys.executable, "-c", _MESHES],
-        cwd=pathlib.Path(__file__).parents[2],
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["True"] * 4

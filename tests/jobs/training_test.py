@@ -15,8 +15,7 @@ from PIL import Image
 from nvg_jax import jobs
 from nvg_jax.data import pipeline
 from nvg_jax.errors import Preempted, UserError
-from nvg_jax.generator.build import build_tokenizer
-from nvg_jax.tokenizer import training as tokenizer_task
+from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 from nvg_jax.training import loop
 
 
@@ -56,7 +55,8 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
     tokenizer = build_tokenizer(config)
     variables = jobs.load_model(config, workdir).tokenizer_variables
     images = next(pipeline.train_iterator(config.data, batch_size=512, seed=7))["image"]
-    _, canvases = tokenizer_task.tokenize(tokenizer, variables, jnp.asarray(images))
+    tokenize = jax.jit(functools.partial(tokenizer.apply, method=Tokenizer.tokenize))
+    _, canvases = tokenize(variables, jnp.asarray(images))
     expected = 1 / np.asarray(canvases).std(axis=(0, 2, 3))[1:]
     scales = np.asarray(variables["stats"]["quantizer"]["canvas_scales"])
     assert scales[0] == 1.0
