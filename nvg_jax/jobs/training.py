@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import sharding
+from nvg_jax import sharding, startup
 from nvg_jax.data import pipeline, token_cache
 from nvg_jax.errors import UserError
 from nvg_jax.generator.build import build_generator, build_tokenizer
@@ -151,6 +151,7 @@ def checked_schedule(
     return loop.Schedule.create(task_config, num_images)
 
 
+@startup.part("data")
 def _training_data(config: ConfigDict, schedule: loop.Schedule, mesh: Mesh, seed: int):
     """This process's training batches; closing ends their worker processes."""
     return contextlib.closing(
@@ -171,7 +172,7 @@ def _cached_data(
             config.token_cache.directory,
             config.data,
             tokenizer.architecture,
-            token_cache.fingerprint(sharding.on_host(variables)),
+            token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision),
             seed=config.seed + 1,
             **_share(schedule.batch_size, mesh),
         )

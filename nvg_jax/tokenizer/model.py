@@ -33,6 +33,7 @@ class Tokenizer(nn.Module):
     num_blocks: int
     latent_channels: int
     vocab_size: int
+    precision: str = "tensorfloat32"
 
     @property
     def grid(self) -> tuple[int, int]:
