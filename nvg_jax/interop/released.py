@@ -8,7 +8,6 @@ import re
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
@@ -64,7 +63,7 @@ _IGNORED = re.compile(r"(^|\.)(projector|rope_ids|scale_factors)(\.|$)")
 def tokenizer_variables(
     state_dict: Tensors,
     tokenizer: Tokenizer,
-    canvas_scales: Float[np.ndarray, "S"] | None = None,
+    canvas_scales: Float[np.ndarray, "canvases"] | None = None,
 ) -> dict[str, Any]:
     """The variables of `tokenizer` (`params`, `stats`) from a released tokenizer's state_dict.
 
@@ -72,8 +71,7 @@ def tokenizer_variables(
     default those published for the released one. UserError names every tensor that is missing, not
     expected or of another shape.
     """
-    side = tokenizer.image_size
-    shapes = parameter_shapes(tokenizer, jnp.zeros((1, side, side, 3)))
+    shapes = parameter_shapes(lambda key: tokenizer.init(key, tokenizer.example()))
     params = translate(_averaged(state_dict, _TOKENIZER_ROOTS), shapes, _release(_TOKENIZER_NAMES))
     scales = PUBLISHED_CANVAS_SCALES if canvas_scales is None else canvas_scales
     if len(scales) != tokenizer.last_stage + 2:
@@ -89,7 +87,7 @@ def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, 
 
     UserError names every tensor that is missing, not expected or of another shape.
     """
-    shapes = parameter_shapes(generator, jnp.zeros((1,), jnp.int32))
+    shapes = parameter_shapes(lambda key: generator.init(key, generator.example()))
     tensors = _averaged(state_dict, _GENERATOR_ROOTS)
     joined = {path: _joined(path, shape) for path, shape in shapes.items()}
     params = translate(tensors, joined, _release(_GENERATOR_NAMES))
@@ -100,7 +98,7 @@ def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, 
     return {"params": split}
 
 
-def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
+def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "canvases"]:
     """The canvas scales of its tokenizer that a released generator holds, or UserError."""
     for name in (EMA_PREFIX + CANVAS_SCALES_NAME, CANVAS_SCALES_NAME):
         if name in state_dict:

@@ -109,7 +109,7 @@ def _distance(config: ConfigDict, network: Frozen | None, mesh: Mesh) -> Distanc
 
         return of_features
     lpips = frozen_network(config, "lpips")
-    compare = jax.jit(lpips.module.apply)
+    compare = jax.jit(lpips.module.clone(precision="float32").apply)
 
     def of_lpips(groups: UInt8[np.ndarray, "R N H W 3"]) -> Float[np.ndarray, "R"]:
         first, second = np.triu_indices(groups.shape[1], 1)
