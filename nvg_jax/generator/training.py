@@ -13,7 +13,7 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import sharding, visualize
+from nvg_jax import pixels, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.frozen import vit
@@ -213,4 +213,4 @@ class GeneratorTask:
             keys,
         )
         images = sampling.decode(self.tokenizer, self._frozen["tokenizer"], sequence)
-        return {"samples": visualize.grid(visualize.to_uint8(images))}
+        return {"samples": visualize.grid(pixels.to_uint8(sharding.on_host(images)))}

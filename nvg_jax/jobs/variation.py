@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import visualize
+from nvg_jax import pixels, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features
@@ -69,7 +69,7 @@ def variation(
         config.data, config.data.eval_split, settings.num_references
     )
     batch = next(iter(batches))
-    images = visualize.to_uint8(batch["image"])
+    images = pixels.to_uint8(batch["image"])
     references = sequences_of(images, model.tokenizer, model.tokenizer_variables, model.mesh)
     copies = jax.tree.map(lambda x: np.repeat(x, settings.num_samples, axis=0), references)
     class_ids = np.repeat(batch["label"], settings.num_samples)

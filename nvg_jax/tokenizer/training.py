@@ -12,11 +12,12 @@ import optax
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import granularity, sharding, visualize
+from nvg_jax import granularity, pixels, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.reconstruction import token_counts
 from nvg_jax.frozen.lpips import check_size
 from nvg_jax.frozen.weights import Frozen
+from nvg_jax.generator.sampler import decode_stages
 from nvg_jax.tokenizer.adversary import Adversary
 from nvg_jax.tokenizer.model import Tokenizer
 from nvg_jax.training import accumulation, flops, optimizer
@@ -168,7 +169,11 @@ def reconstruction_strips(
 ) -> np.ndarray:
     """Coarse-to-fine strips of images, each with its original, as one uint8 picture."""
     sequence, _ = tokenize(tokenizer, variables, images)
-    return visualize.sequence_strips(tokenizer, variables, sequence, images)
+    stage_images = decode_stages(tokenizer, variables, sequence)
+    stage_images, structure, images = sharding.on_host((stage_images, sequence.structure, images))
+    return visualize.strips(
+        pixels.to_uint8(stage_images), structure, tokenizer.grid, pixels.to_uint8(images)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
