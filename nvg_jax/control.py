@@ -17,7 +17,7 @@ from PIL import Image
 from nvg_jax import granularity
 from nvg_jax.errors import UserError
 
-Levels = Int[np.ndarray, "H W"]
+Levels = Int[np.ndarray, "height width"]
 
 _SIDES = ("left", "right", "top", "bottom")
 _FORMS = {"circle": "circle:cx,cy,r", "rect": "rect:x0,y0,x1,y1"}
@@ -131,8 +131,7 @@ def structure_from_map(
             f"the map has {count} levels, and stage {num_stages - 1} has only "
             f"{2 ** (num_stages - 1)} clusters: use fewer levels{advice}"
         )
-    thresholds = np.arange(1, count)
-    above = [levels >= threshold for threshold in thresholds]
+    above = [levels >= threshold for threshold in range(1, count)]
     share = np.stack([_by_position(mask.astype(float), grid) for mask in above])
     distance = np.stack([_by_position(_signed_distance(mask), grid) for mask in above])
     labels = np.zeros(len(share[0]), int)
@@ -142,8 +141,9 @@ def structure_from_map(
         for cluster in range(2**stage):
             members = np.flatnonzero(labels == cluster)
             chosen = _most_even(share[:, members])
-            if strict and not _is_half(share[:, members], chosen):
-                raise UserError(_unbalanced(share[:, members], chosen, stage, cluster))
+            if strict:
+                where = f"cluster {cluster} of stage {stage}" if stage else "the picture"
+                _refuse_unbalanced(None if chosen is None else share[chosen, members], where)
             chosen = divided_at[cluster] if chosen is None else chosen
             order = members[np.argsort(-distance[chosen, members], kind="stable")]
             children[members] = 2 * cluster
@@ -153,13 +153,15 @@ def structure_from_map(
     return (labels << (last_stage - num_stages + 1)).astype(np.int32)
 
 
-def _by_position(values: Float[np.ndarray, "H W"], grid: tuple[int, int]) -> Float[np.ndarray, "L"]:
+def _by_position(
+    values: Float[np.ndarray, "height width"], grid: tuple[int, int]
+) -> Float[np.ndarray, "L"]:
     """Mean over the pixels of each position."""
     rows, columns = (side // cells for side, cells in zip(values.shape, grid, strict=True))
     return reduce(values, "(h p) (w q) -> (h w)", "mean", p=rows, q=columns)
 
 
-def _signed_distance(mask: np.ndarray) -> Float[np.ndarray, "H W"]:
+def _signed_distance(mask: np.ndarray) -> Float[np.ndarray, "height width"]:
     """Distance to the mask's boundary, positive inside."""
     # Not at the top: it takes half a second, and few jobs need it.
     from scipy.ndimage import distance_transform_edt
@@ -167,7 +169,7 @@ def _signed_distance(mask: np.ndarray) -> Float[np.ndarray, "H W"]:
     return distance_transform_edt(mask) - distance_transform_edt(~mask)
 
 
-def _most_even(share: Float[np.ndarray, "T N"]) -> int | None:
+def _most_even(share: Float[np.ndarray, "thresholds members"]) -> int | None:
     """The threshold that divides a cluster's positions most evenly; None if none divides them."""
     mean = share.mean(axis=1)
     dividing = (mean > 0) & (mean < 1)
@@ -176,24 +178,16 @@ def _most_even(share: Float[np.ndarray, "T N"]) -> int | None:
     return int(np.argmin(np.where(dividing, np.abs(mean - 0.5), np.inf)))
 
 
-def _is_half(share: Float[np.ndarray, "T N"], chosen: int | None) -> bool:
-    if chosen is None:
-        return False
-    return bool(np.isin(share[chosen], (0, 1)).all() and _is_even(share[chosen]))
-
-
-def _is_even(share: Float[np.ndarray, "N"]) -> bool:
-    return bool(np.isclose(share.mean(), 0.5))
-
-
-def _unbalanced(
-    share: Float[np.ndarray, "T N"], chosen: int | None, stage: int, cluster: int
-) -> str:
-    where = f"cluster {cluster} of stage {stage}" if stage else "the picture"
-    if chosen is None:
+def _refuse_unbalanced(share: Float[np.ndarray, "members"] | None, where: str) -> None:
+    """UserError unless a half of the positions is above what divides them, each wholly or not."""
+    if share is None:
         found = f"{where} has one level only, and its halves are not given"
-    elif not _is_even(share[chosen]):
-        found = f"{share[chosen].mean():.0%} of {where} is above the level that divides it, not 50%"
-    else:
+    elif not np.isclose(share.mean(), 0.5):
+        found = f"{share.mean():.0%} of {where} is above the level that divides it, not 50%"
+    elif not np.isin(share, (0, 1)).all():
         found = f"a boundary in {where} runs through the midst of positions"
-    return f"the map is not balanced: {found}; without --strict it is balanced by the distance"
+    else:
+        return
+    raise UserError(
+        f"the map is not balanced: {found}; without --strict it is balanced by the distance"
+    )

@@ -1,39 +1,29 @@
-"""Pictures of images and granularity sequences: grids, structure maps, coarse-to-fine strips.
+"""Pictures of images and structures: grids, structure maps, coarse-to-fine strips.
 
-Every function but `save_png` is pure; a picture is a uint8 array [height, width, 3].
+Every function but `save_png` is pure; images and pictures are uint8 arrays on the host.
 """
 
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from einops import rearrange, repeat
 from etils import epath
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from nvg_jax import granularity, sharding
-from nvg_jax.generator import sampler as sampling
-from nvg_jax.granularity import GranularitySequence
-from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax import granularity
 
-Picture = UInt8[np.ndarray, "height width 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 _GRID_CELL, _STRIP_CELL = 64, 96  # pixels: smaller images are magnified to at least this width
 _BACKGROUND = 255
 _TEXT_COLOUR = (70, 70, 70)
 
 
-def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
-    """Values in [-1, 1] (clipped) to the nearest of 0..255: the inverse of `x / 127.5 - 1`."""
-    values = (sharding.on_host(images).astype(np.float32) + 1) * 127.5
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
-
-
 def grid(
-    images: UInt8[np.ndarray, "N H W 3"],
+    images: UInt8[np.ndarray, "B height width 3"],
     columns: int | None = None,
     scale: int | None = None,
     padding: int = 2,
@@ -53,7 +43,9 @@ def grid(
     return np.pad(picture, ((0, padding), (0, padding), (0, 0)), constant_values=_BACKGROUND)
 
 
-def structure_picture(labels: Int[np.ndarray, "h w"], stage: int) -> UInt8[np.ndarray, "h w 3"]:
+def structure_picture(
+    labels: Int[np.ndarray, "rows columns"], stage: int
+) -> UInt8[np.ndarray, "rows columns 3"]:
     """Colours the structure of one stage, labels in [0, 2^stage).
 
     The colours follow the hierarchy: the first three splits divide the colour circle into 2, 4, 8
@@ -65,67 +57,50 @@ def structure_picture(labels: Int[np.ndarray, "h w"], stage: int) -> UInt8[np.nd
 
 
 def strips(
-    canvases: UInt8[np.ndarray, "N stages H W 3"],
-    structure: Int[np.ndarray, "N L"],
-    latent_shape: tuple[int, int],
-    originals: UInt8[np.ndarray, "N H W 3"] | None = None,
+    stage_images: UInt8[np.ndarray, "B stages height width 3"],
+    structure: Int[np.ndarray, "B L"],
+    positions: tuple[int, int],
+    originals: UInt8[np.ndarray, "B height width 3"] | None = None,
 ) -> Picture:
     """Images from coarse to fine, one below the other, with a column for every stage.
 
     Args:
-      canvases: the decoded canvas after each stage, stages in order from 0.
-      structure: each position's leaf, as in a `GranularitySequence`; each stage's map stands below
-        its canvas, at the canvas's size.
-      latent_shape: (h, w) of the positions in raster order, h * w = L.
+      stage_images: the decoded canvas after each stage, in order from 0.
+      structure: each position's leaf; each stage's map stands below its image, at the same size.
+      positions: rows and columns of the positions.
       originals: the images that were reconstructed, for a last column, set off by a gap.
     """
     rows = []
-    for image, shown in enumerate(canvases):
-        last = [] if originals is None else [originals[image]]
-        rows.append([*shown, *last])
-        rows.append(_maps(structure[image], latent_shape, len(shown)))
+    for index, images in enumerate(stage_images):
+        last = [] if originals is None else [originals[index]]
+        rows += [[*images, *last], _maps(structure[index], positions, len(images))]
     captions = [
         f"stage {stage}\n{2**stage} token{'s' if stage else ''}"
-        for stage in range(canvases.shape[1])
+        for stage in range(stage_images.shape[1])
     ]
     if originals is None:
         return table(rows, captions, group=2)
     return table(rows, [*captions, "original"], group=2, apart=len(captions))
 
 
-def sequence_strips(
-    tokenizer: Tokenizer,
-    variables: Any,
-    sequence: GranularitySequence,
-    originals: Float[Array | np.ndarray, "N H W 3"] | None = None,
-) -> Picture:
-    """The strips of sequences, decoded; `originals` are in [-1, 1]."""
-    return strips(
-        to_uint8(sampling.decode_stages(tokenizer, variables, sequence)),
-        sharding.on_host(sequence.structure),
-        tokenizer.grid,
-        None if originals is None else to_uint8(originals),
-    )
-
-
 def structure_strip(
-    structure: Int[np.ndarray, "L"], latent_shape: tuple[int, int], stages: int
+    structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: int
 ) -> Picture:
     """The maps of the first stages of one structure, side by side."""
-    maps = _maps(structure, latent_shape, stages)
+    maps = _maps(structure, positions, stages)
     return table([maps], [f"stage {stage}" for stage in range(stages)])
 
 
 def _maps(
-    structure: Int[np.ndarray, "L"], latent_shape: tuple[int, int], stages: int
-) -> list[UInt8[np.ndarray, "h w 3"]]:
+    structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: int
+) -> list[Picture]:
     last_stage = granularity.last_stage(len(structure))
-    labels = structure.reshape(latent_shape)
-    return [structure_picture(labels >> (last_stage - stage), stage) for stage in range(stages)]
+    leaves = structure.reshape(positions)
+    return [structure_picture(leaves >> (last_stage - stage), stage) for stage in range(stages)]
 
 
 def table(
-    rows: Sequence[Sequence[UInt8[np.ndarray, "_ _ 3"]]],
+    rows: Sequence[Sequence[Picture]],
     columns: Sequence[str],
     names: Sequence[str] | None = None,
     group: int = 1,
@@ -186,7 +161,7 @@ def save_png(path: epath.PathLike, picture: Picture) -> None:
     path.write_bytes(encoded.getvalue())
 
 
-def _stage_colours(stage: int) -> UInt8[np.ndarray, "N 3"]:
+def _stage_colours(stage: int) -> UInt8[np.ndarray, "clusters 3"]:
     clusters = np.arange(2**stage)
     hue, lightness = np.full(2**stage, np.radians(150)), np.full(2**stage, 0.72)
     hue_step, lightness_step = np.pi / 2, 0.08
@@ -203,8 +178,8 @@ def _stage_colours(stage: int) -> UInt8[np.ndarray, "N 3"]:
 
 
 def _oklch_to_srgb(
-    lightness: Float[np.ndarray, "N"], chroma: float, hue: Float[np.ndarray, "N"]
-) -> UInt8[np.ndarray, "N 3"]:
+    lightness: Float[np.ndarray, "clusters"], chroma: float, hue: Float[np.ndarray, "clusters"]
+) -> UInt8[np.ndarray, "clusters 3"]:
     """Oklab in polar form (B. Ottosson, 2020) to sRGB: equal steps look about equally large."""
     lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=-1)
     cones = lab @ np.array(

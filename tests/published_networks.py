@@ -4,17 +4,13 @@ The values follow the rule with which the reference arrays were computed; they d
 """
 
 import math
-import pathlib
 import zlib
 from collections.abc import Mapping, Sequence
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
 
 StateDict = dict[str, np.ndarray]
 
-_GOLDEN = pathlib.Path(__file__).parent / "golden" / "frozen_networks.npz"
 _VGG16_CHANNELS = {
     0: (3, 64), 2: (64, 64),
     5: (64, 128), 7: (128, 128),
@@ -29,54 +25,43 @@ _INCEPTION_STEM = """
     Conv2d_3b_1x1 64 80 1 1, Conv2d_4a_3x3 80 192 3 3
 """
 _INCEPTION_5 = """
-    branch1x1 {i} 64 1 1, branch5x5_1 {i} 48 1 1, branch5x5_2 48 64 5 5,
-    branch3x3dbl_1 {i} 64 1 1, branch3x3dbl_2 64 96 3 3, branch3x3dbl_3 96 96 3 3,
-    branch_pool {i} {c} 1 1
+    branch1x1 {i} 64 1 1, branch5x5_1 {i} 48 1 1, branch5x5_2 48 64 5 5, branch_pool {i} {c} 1 1,
+    branch3x3dbl_1 {i} 64 1 1, branch3x3dbl_2 64 96 3 3, branch3x3dbl_3 96 96 3 3
 """
 _INCEPTION_6A = """
     branch3x3 {i} 384 3 3,
     branch3x3dbl_1 {i} 64 1 1, branch3x3dbl_2 64 96 3 3, branch3x3dbl_3 96 96 3 3
 """
 _INCEPTION_6 = """
-    branch1x1 {i} 192 1 1,
+    branch1x1 {i} 192 1 1, branch_pool {i} 192 1 1,
     branch7x7_1 {i} {c} 1 1, branch7x7_2 {c} {c} 1 7, branch7x7_3 {c} 192 7 1,
     branch7x7dbl_1 {i} {c} 1 1, branch7x7dbl_2 {c} {c} 7 1, branch7x7dbl_3 {c} {c} 1 7,
-    branch7x7dbl_4 {c} {c} 7 1, branch7x7dbl_5 {c} 192 1 7, branch_pool {i} 192 1 1
+    branch7x7dbl_4 {c} {c} 7 1, branch7x7dbl_5 {c} 192 1 7
 """
 _INCEPTION_7A = """
-    branch3x3_1 {i} 192 1 1, branch3x3_2 192 320 3 3,
-    branch7x7x3_1 {i} 192 1 1, branch7x7x3_2 192 192 1 7, branch7x7x3_3 192 192 7 1,
-    branch7x7x3_4 192 192 3 3
+    branch3x3_1 {i} 192 1 1, branch3x3_2 192 320 3 3, branch7x7x3_1 {i} 192 1 1,
+    branch7x7x3_2 192 192 1 7, branch7x7x3_3 192 192 7 1, branch7x7x3_4 192 192 3 3
 """
 _INCEPTION_7 = """
-    branch1x1 {i} 320 1 1,
+    branch1x1 {i} 320 1 1, branch_pool {i} 192 1 1,
     branch3x3_1 {i} 384 1 1, branch3x3_2a 384 384 1 3, branch3x3_2b 384 384 3 1,
     branch3x3dbl_1 {i} 448 1 1, branch3x3dbl_2 448 384 3 3,
-    branch3x3dbl_3a 384 384 1 3, branch3x3dbl_3b 384 384 3 1, branch_pool {i} 192 1 1
+    branch3x3dbl_3a 384 384 1 3, branch3x3dbl_3b 384 384 3 1
 """
-_INCEPTION_BLOCKS = {
-    "5b": _INCEPTION_5.format(i=192, c=32),
-    "5c": _INCEPTION_5.format(i=256, c=64),
-    "5d": _INCEPTION_5.format(i=288, c=64),
-    "6a": _INCEPTION_6A.format(i=288),
-    "6b": _INCEPTION_6.format(i=768, c=128),
-    "6c": _INCEPTION_6.format(i=768, c=160),
-    "6d": _INCEPTION_6.format(i=768, c=160),
-    "6e": _INCEPTION_6.format(i=768, c=192),
-    "7a": _INCEPTION_7A.format(i=768),
-    "7b": _INCEPTION_7.format(i=1280),
-    "7c": _INCEPTION_7.format(i=2048),
+_INCEPTION = {
+    "": _INCEPTION_STEM,
+    "Mixed_5b.": _INCEPTION_5.format(i=192, c=32),
+    "Mixed_5c.": _INCEPTION_5.format(i=256, c=64),
+    "Mixed_5d.": _INCEPTION_5.format(i=288, c=64),
+    "Mixed_6a.": _INCEPTION_6A.format(i=288),
+    "Mixed_6b.": _INCEPTION_6.format(i=768, c=128),
+    "Mixed_6c.": _INCEPTION_6.format(i=768, c=160),
+    "Mixed_6d.": _INCEPTION_6.format(i=768, c=160),
+    "Mixed_6e.": _INCEPTION_6.format(i=768, c=192),
+    "Mixed_7a.": _INCEPTION_7A.format(i=768),
+    "Mixed_7b.": _INCEPTION_7.format(i=1280),
+    "Mixed_7c.": _INCEPTION_7.format(i=2048),
 }
-
-
-def reference(name: str) -> np.ndarray:
-    with np.load(_GOLDEN, allow_pickle=False) as arrays:
-        return arrays[name]
-
-
-def reference_image(name: str) -> Float[Array, "B H W 3"]:
-    """In [-1, 1]."""
-    return jnp.asarray(reference(name).transpose(0, 2, 3, 1) / 127.5 - 1, jnp.float32)
 
 
 def vgg16() -> StateDict:
@@ -113,9 +98,7 @@ def dinov2_vitb14() -> StateDict:
 def inception() -> StateDict:
     shapes = {"fc.weight": (1008, 2048), "fc.bias": (1008,)}
     counters = {}
-    tables = {"": _INCEPTION_STEM}
-    tables |= {f"Mixed_{name}.": table for name, table in _INCEPTION_BLOCKS.items()}
-    for prefix, table in tables.items():
+    for prefix, table in _INCEPTION.items():
         for convolution in table.split(","):
             name, *numbers = convolution.split()
             inputs, outputs, *kernel = map(int, numbers)

@@ -5,13 +5,26 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 
-_DESCRIPTION = """\
+from nvg_jax.data.builder import ImageDataset, png
+
+_NUM_TEST = 360
+_SPLIT_SEED = 0
+
+
+class Digits(ImageDataset):
+    """Builder of the dataset `digits`: {'image': uint8 [8, 8, 1], 'label': 0..9}.
+
+    The examples of each split are in the order of scikit-learn.
+    """
+
+    DESCRIPTION = """\
 1,797 handwritten digits of 43 writers, 8x8 pixels in 17 grey levels (0 to 16, stored as 0 to 255):
 the test set of the UCI data set "Optical Recognition of Handwritten Digits" as it comes with
 scikit-learn. The split (1,437 for training, 360 for testing) is stratified by class and fixed.
 """
-
-_CITATION = """\
+    LICENSE = "Creative Commons Attribution 4.0 International (CC BY 4.0)"
+    HOMEPAGE = "https://archive.ics.uci.edu/dataset/80"
+    CITATION = """\
 @misc{alpaydin1998optical,
   author = {Alpaydin, E. and Kaynak, C.},
   title = {Optical Recognition of Handwritten Digits},
@@ -21,38 +34,10 @@ _CITATION = """\
 }
 """
 
-_LICENSE = "Creative Commons Attribution 4.0 International (CC BY 4.0)"
-_NUM_TEST = 360
-_SPLIT_SEED = 0
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return {"image": png(8, 1), "label": tfds.features.ClassLabel(num_classes=10)}
 
-
-class Digits(tfds.core.GeneratorBasedBuilder):
-    """Builder of the dataset `digits`: {'image': uint8 [8, 8, 1], 'label': 0..9}.
-
-    Examples stand in the files in the order of scikit-learn, each split by itself.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(num_classes=10),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://archive.ics.uci.edu/dataset/80",
-            citation=_CITATION,
-            license=_LICENSE,
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+    def examples(self, split: str) -> Iterator[dict]:
         # Only writing needs scikit-learn; whoever reads the files must not wait for its import.
         from sklearn.datasets import load_digits
         from sklearn.model_selection import train_test_split
@@ -65,13 +50,5 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             stratify=digits.target,
         )
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-        return {
-            "train": self._generate_examples(images, digits.target, np.sort(train)),
-            "test": self._generate_examples(images, digits.target, np.sort(test)),
-        }
-
-    def _generate_examples(
-        self, images: np.ndarray, labels: np.ndarray, indices: np.ndarray
-    ) -> Iterator[tuple[int, dict]]:
-        for index in indices:
-            yield int(index), {"image": images[index], "label": int(labels[index])}
+        for index in np.sort(train if split == "train" else test):
+            yield {"image": images[index], "label": int(digits.target[index])}

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
+from nvg_jax import pixels
 from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class Examples:
         except UserError as error:
             log.warning("skipped: %s", error)
             return self._black() | {"label": 0, "skipped": 1}
-        places = (side - self.image_size + 1 for side in pictures["image"].size)
-        left, top = (int(rng.integers(count)) for count in places)
+        free = (side - self.image_size for side in pictures["image"].size)
+        left, top = (int(rng.integers(count + 1)) for count in free)
         return self._crop(pictures, left, top) | {"label": label, "skipped": 0}
 
     def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -150,10 +151,8 @@ def _fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def to_model_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Runs in the main process: bytes are a quarter of the floats to hand over."""
-    image = np.divide(batch["image"], 127.5, dtype=np.float32)
-    image -= 1
     others = {
         name: value.astype(np.int32) if value.dtype == np.int64 else value
         for name, value in batch.items()
     }
-    return others | {"image": image}
+    return others | {"image": pixels.from_uint8(batch["image"])}

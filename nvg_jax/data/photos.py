@@ -1,20 +1,56 @@
 """Crops of scikit-learn's two bundled photographs as a TFDS dataset: no download either."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-_DESCRIPTION = """\
+from nvg_jax.data.builder import ImageDataset, png
+
+_CLASSES = ("china", "flower")
+_SIDE = 96
+_TRAIN_WIDTH = 3 / 4
+_NUM_CROPS = {"train": 1000, "test": 100}  # Of each photograph.
+_SEEDS = {"train": 0, "test": 1}  # Of the crops' sizes and places.
+
+
+def crop_boxes(split: str, width: int, height: int) -> list[list[tuple[int, int, int, int]]]:
+    """For each crop of a split the box (left, upper, right, lower) in every photograph.
+
+    Args:
+      split: 'train' or 'test'.
+      width: of the photographs, in pixels.
+      height: of the photographs, in pixels.
+    """
+    border = round(_TRAIN_WIDTH * width)
+    first, end = (0, border) if split == "train" else (border, width)
+    rng = np.random.default_rng(_SEEDS[split])
+
+    def box() -> tuple[int, int, int, int]:
+        side = int(rng.integers(_SIDE, min(end - first, height) + 1))
+        left = int(rng.integers(first, end - side + 1))
+        upper = int(rng.integers(height - side + 1))
+        return left, upper, left + side, upper + side
+
+    return [[box() for _ in _CLASSES] for _ in range(_NUM_CROPS[split])]
+
+
+class Photos(ImageDataset):
+    """Builder of the dataset `photos`: {'image': uint8 [96, 96, 3], 'label': china or flower}.
+
+    The classes take turns.
+    """
+
+    DESCRIPTION = """\
 Square crops of the two photographs that come with scikit-learn, a Chinese temple and a flower, of
 random size (96 pixels to the largest that fits) at random places, resized to 96 x 96. Training
 crops (1,000 a photograph) come from the left three quarters of each, test crops (100 a photograph)
 from the rest, so that they have no pixel in common. The crops and their order are fixed.
 """
-
-_CITATION = """\
+    LICENSE = "Creative Commons Attribution 2.0 Generic (CC BY 2.0)"
+    HOMEPAGE = "https://scikit-learn.org/stable/datasets/loading_other_datasets.html"
+    CITATION = """\
 @misc{buechele2011china,
   title = {china.jpg},
   author = {danielbuechele},
@@ -31,84 +67,16 @@ _CITATION = """\
 }
 """
 
-_LICENSE = "Creative Commons Attribution 2.0 Generic (CC BY 2.0)"
-_CLASSES = ("china", "flower")
-_SIDE = 96
-_TRAIN_WIDTH = 3 / 4
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return {"image": png(_SIDE, 3), "label": tfds.features.ClassLabel(names=_CLASSES)}
 
-
-class Split(NamedTuple):
-    """num_crops: of each photograph. seed: of their sizes and places."""
-
-    num_crops: int
-    seed: int
-
-
-SPLITS = {"train": Split(1000, 0), "test": Split(100, 1)}
-
-
-def crop_boxes(split: str, width: int, height: int) -> list[list[tuple[int, int, int, int]]]:
-    """For each crop of a split the box (left, upper, right, lower) in every photograph.
-
-    Args:
-      split: 'train' or 'test'.
-      width: of the photographs, in pixels.
-      height: of the photographs, in pixels.
-    """
-    border = round(_TRAIN_WIDTH * width)
-    first, end = (0, border) if split == "train" else (border, width)
-    num_crops, seed = SPLITS[split]
-    rng = np.random.default_rng(seed)
-
-    def box() -> tuple[int, int, int, int]:
-        side = int(rng.integers(_SIDE, min(end - first, height) + 1))
-        left = int(rng.integers(first, end - side + 1))
-        upper = int(rng.integers(height - side + 1))
-        return left, upper, left + side, upper + side
-
-    return [[box() for _ in _CLASSES] for _ in range(num_crops)]
-
-
-class Photos(tfds.core.GeneratorBasedBuilder):
-    """Builder of the dataset `photos`: {'image': uint8 [96, 96, 3], 'label': china or flower}.
-
-    The classes take turns.
-    """
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(_SIDE, _SIDE, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=_CLASSES),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            homepage="https://scikit-learn.org/stable/datasets/loading_other_datasets.html",
-            citation=_CITATION,
-            license=_LICENSE,
-            disable_shuffling=True,
-        )
-
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+    def examples(self, split: str) -> Iterator[dict]:
         # Only writing needs scikit-learn; whoever reads the files must not wait for its import.
         from sklearn.datasets import load_sample_image
 
         photos = [Image.fromarray(load_sample_image(f"{name}.jpg")) for name in _CLASSES]
-        return {split: self._generate_examples(photos, split) for split in SPLITS}
-
-    def _generate_examples(
-        self, photos: list[Image.Image], split: str
-    ) -> Iterator[tuple[int, dict]]:
-        key = 0
         for boxes in crop_boxes(split, *photos[0].size):
             for label, (photo, box) in enumerate(zip(photos, boxes, strict=True)):
                 # Cropped before it is resized, so that no pixel around the box has a part in it.
                 image = photo.crop(box).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-                yield key, {"image": np.asarray(image), "label": label}
-                key += 1
+                yield {"image": np.asarray(image), "label": label}

@@ -27,11 +27,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
-from nvg_jax import startup
 from nvg_jax.data import digits, photos, shapes  # noqa: F401  Importing registers them with TFDS.
 from nvg_jax.data.examples import Examples, to_model_types
 from nvg_jax.data.stream import read_ahead, training_stream
 from nvg_jax.errors import UserError
+
+# For what is only planned with a dataset that is somewhere else.
+_PUBLISHED_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
 def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
@@ -59,6 +61,13 @@ def num_examples(config: ConfigDict, split: str) -> int:
     return _num_examples(_prepared_builder(config), split)
 
 
+def published_num_examples(config: ConfigDict, split: str) -> int | None:
+    """As `num_examples`; of a dataset that is not prepared as published, None if unknown."""
+    if load_builder(config.dataset, config.data_dir).data_path.exists():
+        return num_examples(config, split)
+    return _PUBLISHED_SIZES.get(config.dataset.partition(":")[0], {}).get(split)
+
+
 def train_iterator(
     config: ConfigDict,
     *,
@@ -67,25 +76,14 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless shuffled training batches of this process, resized and cropped at random.
+    """Endless training batches of this process, resized and cropped at random.
 
-    The stream of all processes together holds every image once an epoch, each epoch in another
-    order; a batch may reach into the next epoch, so nothing is dropped. An image that cannot be
-    decoded is named in the log, and another one of its batch stands in its place. So it is where
-    records of a file cannot be read, as it is cut off or damaged; the file is named once.
-
-    `get_state` gives a JSON dict, the same on every process. `set_state` goes on from it exactly,
-    also with another number of workers or processes. Call `close` to end the worker processes.
-
-    Args:
-      config: `config.data`.
-      batch_size: images per batch of this process.
-      seed: of order and crops, in [0, 2^32).
-      process_index: this process, of `process_count` that each read their share.
-      process_count: number of processes.
+    Their order, their state and the arguments are those of `stream.training_stream`. An image that
+    cannot be decoded is named in the log, and another one of its batch stands in its place. So it
+    is where records of a file cannot be read, as it is cut off or damaged; the file is named once.
 
     Returns:
-      Iterator over {'image': float32 [B, H, W, 3] in [-1, 1], 'label': int32 [B],
+      Iterator over {'image': float32 [B, height, width, 3] in [-1, 1], 'label': int32 [B],
       'skipped': int32 [B], 1 where an undecodable image was passed over}.
 
     Raises:
@@ -112,21 +110,8 @@ def crop_batches(
     """Random training crops by number, for whoever needs the very same ones again.
 
     Crop n is the (n // N)-th of image n % N, of the N images of the split; it depends on the seed
-    and n alone. An image that cannot be decoded is named in the log, and another one of its batch
-    stands in its place. Call `close` to end the worker processes.
-
-    Args:
-      config: `config.data`.
-      split: e.g. 'train'.
-      starts: the first number of each batch; a batch holds that crop and those that follow.
-      batch_size: crops per batch.
-      seed: of the crops, at least 0.
-
-    Returns:
-      Iterator over as many batches as there are `starts`, like those of `train_iterator`.
-
-    Raises:
-      UserError: as `train_iterator`, but for the size of the split.
+    and n alone. Batch i holds the `batch_size` crops from number `starts[i]` on; batches, errors
+    and `close` are as in `train_iterator`.
     """
     examples = _open(config, split)
     crop = functools.partial(examples.numbered_crop, starts, batch_size, seed)
@@ -170,21 +155,13 @@ def evaluation_batches(
 ) -> EvaluationBatches:
     """All examples of a split once, in the order of the files, with the center crop.
 
-    Every process gets the same number of batches of the same size; the processes' batches laid
-    side by side, step after step, are in the order of the files. Rows past the end are black.
-
-    Args:
-      config: `config.data`.
-      split: e.g. 'test' or 'validation'.
-      batch_size: images per batch of this process.
-      process_index: this process, of `process_count` that each read their share.
-      process_count: number of processes.
-      masks: also read 'segmentation_mask', whose pixels stay with those of the image.
+    Every process gets the same number of batches of `batch_size`; the processes' batches laid side
+    by side, one after the other, are in the order of the files. Rows past the end are black.
 
     Returns:
-      Iterable of {'image': float32 [B, H, W, 3] in [-1, 1], 'label': int32 [B],
+      Iterable of {'image': float32 [B, height, width, 3] in [-1, 1], 'label': int32 [B],
       'mask': bool [B], False in rows past the end of the split}, with `masks` also
-      'segmentation_mask': uint8 [B, H, W], 0 in these rows.
+      'segmentation_mask': uint8 [B, height, width], whose pixels stay with those of the image.
 
     Raises:
       UserError: no such dataset or split, the dataset is not prepared, or it has no masks; while
@@ -198,35 +175,15 @@ def evaluation_batches(
     return EvaluationBatches(share.map(to_model_types), num_batches, len(examples))
 
 
-@startup.part("data")
 def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:
     builder = _prepared_builder(config)
     if not _num_examples(builder, split):
         raise UserError(f"split {split!r} of {config.dataset} is empty")
     features = dict(builder.info.features.items())
-    image, label = features.get("image"), features.get("label")
-    if not (
-        isinstance(image, tfds.features.Image)
-        and image.np_dtype == np.uint8
-        and isinstance(label, tfds.features.ClassLabel)
-    ):
-        raise UserError(
-            f"dataset {config.dataset} is no set of labelled images: it needs the features "
-            f"'image' (uint8) and 'label' (a class) and has {', '.join(features)}"
-        )
-    if label.num_classes > config.num_classes:
-        raise UserError(
-            f"dataset {config.dataset} has {label.num_classes} classes: set "
-            f"config.data.num_classes, which is {config.num_classes}, to that"
-        )
-    mask = features.get("segmentation_mask")
-    if masks and not (
-        isinstance(mask, tfds.features.Image) and mask.np_dtype == np.uint8 and mask.shape[-1] == 1
-    ):
-        raise UserError(
-            f"dataset {config.dataset} has no masks: it needs the feature 'segmentation_mask' "
-            f"(uint8, one channel) and has {', '.join(features)}"
-        )
+    _check_features(config, features, masks)
+    shorter_side = round(config.resize_ratio * config.image_size)
+    if shorter_side < config.image_size:
+        raise UserError(f"config.data.resize_ratio is {config.resize_ratio}: it must be at least 1")
     try:
         source = builder.as_data_source(
             split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
@@ -236,22 +193,44 @@ def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:
             f"dataset {config.dataset} in {builder.data_dir} is not in ArrayRecord files: "
             "prepare it in another data_dir, or remove it and prepare it again"
         ) from error
-    shorter_side = round(config.resize_ratio * config.image_size)
-    if shorter_side < config.image_size:
-        raise UserError(f"config.data.resize_ratio is {config.resize_ratio}: it must be at least 1")
     # Other features, such as boxes, would be decoded for nothing.
     names = ["image", "label", "file_name"] + ["segmentation_mask"] * masks
-    used = {name: features[name] for name in names if name in features}
     files = builder.info.splits[split].file_instructions
     return Examples(
         source.data_source,
         tuple(str(file.filename) for file in files),
         tuple(itertools.accumulate(file.take for file in files)),
-        tfds.features.FeaturesDict(used),
+        tfds.features.FeaturesDict({name: features[name] for name in names if name in features}),
         split,
         config.image_size,
         shorter_side,
     )
+
+
+def _check_features(config: ConfigDict, features: dict, masks: bool) -> None:
+    """UserError if these are not the features of labelled images, and of masks if wanted."""
+
+    def is_picture(name: str) -> bool:
+        feature = features.get(name)
+        return isinstance(feature, tfds.features.Image) and feature.np_dtype == np.uint8
+
+    label = features.get("label")
+    if not (is_picture("image") and isinstance(label, tfds.features.ClassLabel)):
+        raise UserError(
+            f"dataset {config.dataset} is no set of labelled images: it needs the features "
+            f"'image' (uint8) and 'label' (a class) and has {', '.join(features)}"
+        )
+    if label.num_classes > config.num_classes:
+        raise UserError(
+            f"dataset {config.dataset} has {label.num_classes} classes: set "
+            f"config.data.num_classes, which is {config.num_classes}, to that"
+        )
+    name = "segmentation_mask"
+    if masks and not (is_picture(name) and features[name].shape[-1] == 1):
+        raise UserError(
+            f"dataset {config.dataset} has no masks: it needs the feature 'segmentation_mask' "
+            f"(uint8, one channel) and has {', '.join(features)}"
+        )
 
 
 def _prepared_builder(config: ConfigDict) -> tfds.core.DatasetBuilder:

@@ -30,10 +30,7 @@ _PREPARATION_ERRORS = (
 def prepare(dataset: str, data_dir: str = "") -> str:
     """Writes a dataset, if that is not done already, and says in a line where it is.
 
-    Args:
-      dataset: TFDS name, e.g. 'digits' or 'imagenet2012'.
-      data_dir: the folder of all datasets; '' for TFDS's default (TFDS_DATA_DIR,
-        ~/tensorflow_datasets).
+    `data_dir` is the folder of all datasets; '' for TFDS's default.
 
     Raises:
       UserError: no such dataset, it stands there in another file format, or TFDS cannot prepare

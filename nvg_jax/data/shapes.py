@@ -8,14 +8,7 @@ import tensorflow_datasets as tfds
 from jaxtyping import Bool, Float, Int, UInt8
 from PIL import Image, ImageDraw
 
-_DESCRIPTION = """\
-Scenes of 64 x 64 pixels with one shape (circle, square, triangle or star) in one colour (red,
-green, blue or yellow) of random size, place, rotation and shading before a greyish gradient,
-stripes, checks or smooth noise. The class is shape and colour; the mask says which pixels belong
-to the shape. The scenes and their order are fixed, and the classes take turns.
-"""
-
-_LICENSE = "Apache License 2.0, as the program that renders it"
+from nvg_jax.data.builder import ImageDataset, png
 
 SHAPES = ("circle", "square", "triangle", "star")
 PALETTE = {
@@ -44,7 +37,9 @@ class Split(NamedTuple):
 SPLITS = {"train": Split(8000, 0), "test": Split(800, 1)}
 
 
-def scene(split: str, index: int) -> tuple[UInt8[np.ndarray, "H W 3"], Bool[np.ndarray, "H W"]]:
+def scene(
+    split: str, index: int
+) -> tuple[UInt8[np.ndarray, "height width 3"], Bool[np.ndarray, "height width"]]:
     """A scene of a split and which pixels are the object's; `label_of(index)` is its class.
 
     It depends on the split and the index alone. Pixels that the object covers by at least a half
@@ -65,8 +60,8 @@ def label_of(index: int) -> int:
 
 
 def segment(
-    images: UInt8[np.ndarray, "N H W 3"], labels: Int[np.ndarray, "N"]
-) -> Bool[np.ndarray, "N H W"]:
+    images: UInt8[np.ndarray, "N height width 3"], labels: Int[np.ndarray, "N"]
+) -> Bool[np.ndarray, "N height width"]:
     """The object of each scene, rendered or generated, found by the colour of its class.
 
     A pixel belongs to it if, its grey part taken away, it is closest to the hue of that colour
@@ -87,7 +82,7 @@ def segment(
     return (along.argmax(-1) == colour) & (strength >= 0.5 * colourfulness[colour])
 
 
-def _coverage(shape: str, rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _coverage(shape: str, rng: np.random.Generator) -> Float[np.ndarray, "height width"]:
     """How much of each pixel the object covers."""
     corners = _outline(shape) * np.exp(1j * rng.uniform(0.0, 2 * np.pi))
     corners = np.stack([corners.real, corners.imag], axis=-1)
@@ -116,7 +111,7 @@ def _outline(shape: str) -> np.ndarray:
     return corners
 
 
-def _background(rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
+def _background(rng: np.random.Generator) -> Float[np.ndarray, "height width 3"]:
     """A texture between two colours that are nearly grey."""
     texture = (_gradient, _stripes, _checks, _noise)[rng.integers(4)](rng)[..., None]
     middle, contrast = rng.uniform(60.0, 195.0), rng.uniform(20.0, 110.0)
@@ -127,78 +122,65 @@ def _background(rng: np.random.Generator) -> Float[np.ndarray, "H W 3"]:
     return np.clip(first + (second - first) * texture, 0, 255)
 
 
-def _gradient(rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _gradient(rng: np.random.Generator) -> Float[np.ndarray, "height width"]:
     """From 0 on one side of the picture to 1 on the other."""
     position = _positions(rng.uniform(0.0, 2 * np.pi))
     return (position - position.min()) / np.ptp(position)
 
 
-def _stripes(rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _stripes(rng: np.random.Generator) -> Float[np.ndarray, "height width"]:
     return (1 + _wave(rng.uniform(0.0, np.pi), rng.uniform(6.0, 18.0), rng)) / 2
 
 
-def _checks(rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _checks(rng: np.random.Generator) -> Float[np.ndarray, "height width"]:
     angle, period = rng.uniform(0.0, np.pi), rng.uniform(10.0, 24.0)
     return (1 + _wave(angle, period, rng) * _wave(angle + np.pi / 2, period, rng)) / 2
 
 
-def _noise(rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _noise(rng: np.random.Generator) -> Float[np.ndarray, "height width"]:
     knots = rng.random((int(rng.integers(4, 11)),) * 2, np.float32)
     smooth = Image.fromarray(knots).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
     return np.clip(smooth, 0.0, 1.0).astype(np.float64)
 
 
-def _wave(angle: float, period: float, rng: np.random.Generator) -> Float[np.ndarray, "H W"]:
+def _wave(
+    angle: float, period: float, rng: np.random.Generator
+) -> Float[np.ndarray, "height width"]:
     """Bands of -1 and 1 of equal width with soft edges, `period` pixels from one to the next."""
     phase = 2 * np.pi * (_positions(angle) / period + rng.random())
     return np.clip(period / 4 * np.sin(phase), -1.0, 1.0)
 
 
-def _positions(angle: float) -> Float[np.ndarray, "H W"]:
+def _positions(angle: float) -> Float[np.ndarray, "height width"]:
     """How far each pixel lies in this direction."""
     along = np.arange(_SIDE) + 0.5
     return np.cos(angle) * along[None] + np.sin(angle) * along[:, None]
 
 
-class Shapes(tfds.core.GeneratorBasedBuilder):
+class Shapes(ImageDataset):
     """Builder of the dataset `shapes`: 8,000 scenes for training and 800 for testing.
 
     {'image': uint8 [64, 64, 3], 'label': 0..15, 'segmentation_mask': uint8 [64, 64, 1], 1 where
     the object is}.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First version."}
+    DESCRIPTION = """\
+Scenes of 64 x 64 pixels with one shape (circle, square, triangle or star) in one colour (red,
+green, blue or yellow) of random size, place, rotation and shading before a greyish gradient,
+stripes, checks or smooth noise. The class is shape and colour; the mask says which pixels belong
+to the shape. The scenes and their order are fixed, and the classes take turns.
+"""
+    LICENSE = "Apache License 2.0, as the program that renders it"
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        return tfds.core.DatasetInfo(
-            builder=self,
-            description=_DESCRIPTION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "image": tfds.features.Image(shape=(_SIDE, _SIDE, 3), encoding_format="png"),
-                    "label": tfds.features.ClassLabel(names=CLASSES),
-                    "segmentation_mask": tfds.features.Image(
-                        shape=(_SIDE, _SIDE, 1), encoding_format="png"
-                    ),
-                }
-            ),
-            supervised_keys=("image", "label"),
-            license=_LICENSE,
-            disable_shuffling=True,
-        )
+    def features(self) -> dict[str, tfds.features.FeatureConnector]:
+        return {
+            "image": png(_SIDE, 3),
+            "label": tfds.features.ClassLabel(names=CLASSES),
+            "segmentation_mask": png(_SIDE, 1),
+        }
 
-    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        return {split: self._generate_examples(split) for split in SPLITS}
-
-    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
+    def examples(self, split: str) -> Iterator[dict]:
         for index in range(SPLITS[split].num_scenes):
             image, mask = scene(split, index)
-            yield (
-                index,
-                {
-                    "image": image,
-                    "label": label_of(index),
-                    "segmentation_mask": mask[..., None].astype(np.uint8),
-                },
-            )
+            mask = mask[..., None].astype(np.uint8)
+            yield {"image": image, "label": label_of(index), "segmentation_mask": mask}

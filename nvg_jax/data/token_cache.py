@@ -5,17 +5,13 @@ A cache is a directory with
     meta.json                                   what it holds, written first
     tokens-00000-of-00128.array_record, ...     `shard_size` records each, the last one the rest
 
-Record n is crop n of `pipeline.crop_batches`: of N images, the (n // N)-th crop of image n % N. It
-is the label, the structure and the tokens, each in the smallest unsigned type that holds it, little
-endian: 1,280 bytes for 256 positions, 4,096 codes and 1,000 classes. A shard gets its name when it
-is whole, so that what is interrupted leaves no half of one.
+The records are those of `token_records`. A file gets its name when it is whole, so that what is
+interrupted leaves no half of one.
 """
 
 import contextlib
 import dataclasses
-import functools
 import json
-import math
 import os
 import uuid
 import zlib
@@ -28,107 +24,25 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
-from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from nvg_jax.data.stream import training_stream
+from nvg_jax.data.token_records import FORMAT_VERSION, Meta, data_fields, decode
 from nvg_jax.errors import UserError
 
-_FORMAT_VERSION = 1
 _ANOTHER = "choose another --config.token_cache.directory"
 
 
-@dataclasses.dataclass(frozen=True)
-class Meta:
-    """What a cache holds; its `meta.json`.
+def fingerprint(variables: Any, *words: str) -> str:
+    """CRC-32 in hex over a model's parameters and over words, as a tokenizer's precision.
 
-    dataset, split, image_size, resize_ratio, num_classes: as in `config.data`.
-    architecture, fingerprint: of the tokenizer, which has `num_positions` and `vocab_size`.
-    num_crops: of each of `num_images`, drawn with `seed`.
-    shard_size: records per file.
+    What is no parameter is left out: a tokenizer's canvas scales change no token.
     """
-
-    dataset: str
-    split: str
-    image_size: int
-    resize_ratio: float
-    num_classes: int
-    architecture: str
-    fingerprint: str
-    num_positions: int
-    vocab_size: int
-    num_images: int
-    num_crops: int
-    seed: int
-    shard_size: int
-    format_version: int = _FORMAT_VERSION
-
-    @property
-    def num_records(self) -> int:
-        return self.num_images * self.num_crops
-
-    @property
-    def num_shards(self) -> int:
-        return math.ceil(self.num_records / self.shard_size)
-
-    def shard(self, index: int) -> range:
-        """The numbers of a shard's records."""
-        start = index * self.shard_size
-        return range(start, min(start + self.shard_size, self.num_records))
-
-    def shard_path(self, directory: epath.PathLike, index: int) -> epath.Path:
-        name = f"tokens-{index:05}-of-{self.num_shards:05}.array_record"
-        return epath.Path(directory) / name
-
-    @functools.cached_property
-    def record_type(self) -> np.dtype:
-        """A record, as NumPy's packed structure."""
-
-        def smallest(count: int) -> np.dtype:
-            return np.min_scalar_type(count - 1).newbyteorder("<")
-
-        length = self.num_positions
-        return np.dtype(
-            [
-                ("label", smallest(self.num_classes)),
-                ("structure", smallest(length), length),
-                ("tokens", smallest(self.vocab_size), 2 * length - 1),
-            ]
-        )
-
-
-def data_fields(config: ConfigDict) -> dict[str, Any]:
-    """The fields of `Meta` that stand in `config.data`."""
-    names = ("dataset", "image_size", "resize_ratio", "num_classes")
-    return {"split": config.train_split} | {name: config[name] for name in names}
-
-
-def encode(
-    meta: Meta,
-    label: Int[np.ndarray, "B"],
-    structure: Int[np.ndarray, "B L"],
-    tokens: Int[np.ndarray, "B M"],
-) -> list[bytes]:
-    """The records of a batch."""
-    rows = np.empty(len(label), meta.record_type)
-    rows["label"], rows["structure"], rows["tokens"] = label, structure, tokens
-    return [row.tobytes() for row in rows]
-
-
-def decode(meta: Meta, record: bytes) -> dict[str, np.ndarray | np.integer]:
-    """Structure [L], tokens [2L-1] and label [] of a record, in the types in which they are kept.
-
-    Raises ValueError for bytes of another length.
-    """
-    (row,) = np.frombuffer(record, meta.record_type)
-    return {name: row[name] for name in meta.record_type.names}
-
-
-def fingerprint(variables: Any) -> str:
-    """CRC-32 over a tokenizer's parameters, in hex; canvas scales change no token and are none."""
     checksum = 0
     for parameter in jax.tree.leaves(variables["params"]):
         checksum = zlib.crc32(np.asarray(parameter).tobytes(), checksum)
+    for word in words:
+        checksum = zlib.crc32(word.encode(), checksum)
     return f"{checksum:08x}"
 
 
@@ -142,11 +56,11 @@ def begin(directory: epath.PathLike, meta: Meta) -> None:
     if "://" in os.fspath(directory):
         raise UserError(f"{directory} is no folder of a file system: {_ANOTHER} that is one")
     directory = epath.Path(directory)
-    shards = list(directory.glob("*.array_record"))  # Before meta.json, which is written first.
+    files = list(directory.glob("*.array_record"))  # Before meta.json, which is written first.
     if (directory / "meta.json").exists():
         _refuse_other(directory, _read_meta(directory), dataclasses.asdict(meta))
         return
-    if shards:
+    if files:
         raise UserError(f"{directory} holds ArrayRecord files but no meta.json: {_ANOTHER}")
     # Several processes may begin at once; they write the same.
     part = directory / f"meta.json.{uuid.uuid4().hex}.part"
@@ -160,37 +74,26 @@ def begin(directory: epath.PathLike, meta: Meta) -> None:
         ) from error
 
 
-def missing_shards(directory: epath.PathLike, meta: Meta) -> list[int]:
-    """The shards that are still to be written."""
+def missing_shards(directory: epath.PathLike, meta: Meta) -> dict[str, range]:
+    """Those of `meta.shards` that are still to be written."""
     written = {path.name for path in epath.Path(directory).glob("*.array_record")}
-    return [
-        index
-        for index in range(meta.num_shards)
-        if meta.shard_path(directory, index).name not in written
-    ]
+    return {name: numbers for name, numbers in meta.shards.items() if name not in written}
 
 
 def is_complete(directory: epath.PathLike) -> bool:
     """Whether there is a cache that lacks nothing. UserError if its `meta.json` is damaged."""
     directory = epath.Path(directory)
-    return (directory / "meta.json").exists() and not missing_shards(
-        directory, _read_meta(directory)
-    )
-
-
-def num_bytes(directory: epath.PathLike, meta: Meta) -> int:
-    """The size of all shards, none of which may be missing."""
-    paths = (meta.shard_path(directory, index) for index in range(meta.num_shards))
-    return sum(path.stat().length for path in paths)
+    exists = (directory / "meta.json").exists()
+    return exists and not missing_shards(directory, _read_meta(directory))
 
 
 @contextlib.contextmanager
-def shard_writer(directory: epath.PathLike, meta: Meta, index: int) -> Iterator[ArrayRecordWriter]:
-    """Writes a shard, which appears under its name on leaving, unless with an exception.
+def shard_writer(path: epath.PathLike) -> Iterator[ArrayRecordWriter]:
+    """Writes a file, which appears under its name on leaving, unless with an exception.
 
     Raises UserError on leaving if it cannot be written, as on a full disk.
     """
-    path = meta.shard_path(directory, index)
+    path = epath.Path(path)
     part = path.with_name(f"{path.name}.part")
     # One record a group: they are read one at a time, in random order.
     writer = ArrayRecordWriter(os.fspath(part), "group_size:1")
@@ -227,7 +130,7 @@ def train_iterator(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator:
-    """Endless shuffled training batches of this process, as `pipeline.train_iterator`'s.
+    """Endless training batches of this process, whose order is that of `stream.training_stream`.
 
     An epoch holds every image once, with one of its crops drawn at random. With the same seed the
     images come in the order in which `pipeline.train_iterator` gives them.
@@ -236,11 +139,8 @@ def train_iterator(
       directory: of the cache.
       config: `config.data`; the dataset itself need not be there.
       architecture: the tokenizer's.
-      fingerprint: the tokenizer's, as `fingerprint` gives it.
-      batch_size: images per batch of this process.
-      seed: of order and crops, in [0, 2^32).
-      process_index: this process, of `process_count` that each read their share.
-      process_count: number of processes.
+      fingerprint: the tokenizer's, with its precision.
+      batch_size, seed, process_index, process_count: as in `stream.training_stream`.
 
     Returns:
       Iterator over {'structure': int32 [B, L], 'tokens': int32 [B, 2L-1], 'label': int32 [B],
@@ -254,6 +154,7 @@ def train_iterator(
     wanted = data_fields(config) | {"architecture": architecture, "fingerprint": fingerprint}
     meta = _read_meta(directory)
     _refuse_other(directory, meta, wanted)
+    names = list(meta.shards)
     records = _open(directory, meta)
 
     def example(image: int, rng: np.random.Generator) -> dict:
@@ -261,8 +162,7 @@ def train_iterator(
         try:
             return decode(meta, records[number])
         except (RuntimeError, ValueError) as error:
-            path = meta.shard_path(directory, number // meta.shard_size)
-            raise _damaged(path) from error
+            raise _damaged(directory / names[number // meta.shard_size]) from error
 
     return training_stream(
         f"the token cache {directory}",
@@ -284,7 +184,7 @@ def _read_meta(directory: epath.Path) -> Meta:
         raise UserError(f"no token cache in {directory}: make one with --job=tokenize") from None
     except (ValueError, TypeError):
         meta = None
-    if meta is None or meta.format_version != _FORMAT_VERSION:
+    if meta is None or meta.format_version != FORMAT_VERSION:
         raise UserError(
             f"{path} is damaged or of another version: remove {directory} and run --job=tokenize "
             "again"
@@ -311,18 +211,17 @@ def _open(directory: epath.Path, meta: Meta) -> ArrayRecordDataSource:
     missing = missing_shards(directory, meta)
     if missing:
         raise UserError(
-            f"the token cache {directory} is not complete: {len(missing)} of {meta.num_shards} "
+            f"the token cache {directory} is not complete: {len(missing)} of {len(meta.shards)} "
             "files are missing: run --job=tokenize again"
         )
-    paths = [meta.shard_path(directory, index) for index in range(meta.num_shards)]
-    for index, path in enumerate(paths):
+    for name, numbers in meta.shards.items():
         try:
-            count = len(ArrayRecordDataSource(os.fspath(path)))
+            count = len(ArrayRecordDataSource(os.fspath(directory / name)))
         except RuntimeError as error:
-            raise _damaged(path) from error
-        if count != len(meta.shard(index)):
-            raise _damaged(path)
-    return ArrayRecordDataSource([os.fspath(path) for path in paths])
+            raise _damaged(directory / name) from error
+        if count != len(numbers):
+            raise _damaged(directory / name)
+    return ArrayRecordDataSource([os.fspath(directory / name) for name in meta.shards])
 
 
 def _damaged(path: epath.Path) -> UserError:

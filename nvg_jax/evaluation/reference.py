@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 from ml_collections import ConfigDict
 
-from nvg_jax import visualize
+from nvg_jax import pixels
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features
 from nvg_jax.evaluation.distribution import Accumulator, Statistics
@@ -53,11 +53,11 @@ def make(
     look = features.extractor(network)
     for batch in batches:
         seen = look(batch["image"])
-        seen, pixels = features.gather((seen, batch["image"]), batch["mask"])
+        seen, shown = features.gather((seen, batch["image"]), batch["mask"])
         pool.add(seen.pool)
         spatial.add(seen.spatial)
-        images.append(visualize.to_uint8(pixels[-count % every :: every]))
-        count += len(pixels)
+        images.append(pixels.to_uint8(shown[-count % every :: every]))
+        count += len(shown)
     return Reference(np.concatenate(images), pool.statistics(), spatial.statistics(), source)
 
 

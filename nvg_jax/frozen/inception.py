@@ -81,8 +81,8 @@ class ImageFeatures(NamedTuple):
     logits: of the classes, for the Inception Score. Inception's 1008 come without their bias.
     """
 
-    pool: Float[Array | np.ndarray, "B D"]
-    spatial: Float[Array | np.ndarray, "B P"]
+    pool: Float[Array | np.ndarray, "B channels"]
+    spatial: Float[Array | np.ndarray, "B values"]
     logits: Float[Array | np.ndarray, "B classes"]
 
 
@@ -153,7 +153,7 @@ class Inception(nn.Module):
     """
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"]) -> ImageFeatures:
+    def __call__(self, images: Float[Array, "B height width 3"]) -> ImageFeatures:
         pixels = resize.bilinear_tf1((images + 1) * 127.5, (_NATIVE_SIZE, _NATIVE_SIZE))
         x = (pixels - 128) / 128
         x = NormedConv(32, (3, 3), strides=2, padding="VALID", name="Conv2d_1a_3x3")(x)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from nvg_jax.errors import UserError
+from nvg_jax.precision import conv_precision
 
 # Mean and standard deviation of ImageNet's pixels, for images in [-1, 1].
 _SHIFT = (-0.030, -0.088, -0.188)
@@ -31,8 +32,10 @@ class VGG16(nn.Module):
     The convolutions are numbered by their place among all layers, as torchvision does.
     """
 
+    precision: str
+
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W 3"]) -> list[Float[Array, "B _ _ _"]]:
+    def __call__(self, x: Float[Array, "B height width 3"]) -> list[Float[Array, "B _ _ _"]]:
         activations = []
         place = 0
         for channels, convolutions in _STAGES:
@@ -44,6 +47,7 @@ class VGG16(nn.Module):
                     channels,
                     (3, 3),
                     padding=1,
+                    precision=conv_precision(self.precision),
                     kernel_init=nn.initializers.he_normal(),
                     name=f"conv{place}",
                 )(x)
@@ -54,14 +58,19 @@ class VGG16(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The distance of two batches of images in [-1, 1], in float32.
+    """The distance of two batches of images in [-1, 1] whose sides are at least SMALLEST_IMAGE.
 
-    Their sides are at least SMALLEST_IMAGE.
+    precision: of the convolutions, as `conv_precision` names it: enough for a loss by default;
+      'float32' to measure.
     """
 
+    precision: str = "tensorfloat32"
+
     @nn.compact
-    def __call__(self, a: Float[Array, "B H W 3"], b: Float[Array, "B H W 3"]) -> Float[Array, "B"]:
-        vgg = VGG16(name="vgg")
+    def __call__(
+        self, a: Float[Array, "B height width 3"], b: Float[Array, "B height width 3"]
+    ) -> Float[Array, "B"]:
+        vgg = VGG16(self.precision, name="vgg")
         # One call for each: in a concatenated batch, images without a gradient would get one.
         features = [vgg((x - jnp.array(_SHIFT)) / jnp.array(_SCALE)) for x in (a, b)]
         distance = jnp.zeros(a.shape[0])
@@ -71,6 +80,7 @@ class LPIPS(nn.Module):
                 1,
                 (1, 1),
                 use_bias=False,
+                precision=conv_precision(self.precision),
                 kernel_init=nn.initializers.constant(1 / channels),
                 name=f"head{level}",
             )
@@ -79,7 +89,7 @@ class LPIPS(nn.Module):
         return distance
 
 
-def _unit(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+def _unit(x: Float[Array, "B height width C"]) -> Float[Array, "B height width C"]:
     """Each position's channels scaled to length 1, or 0 where all of them are 0."""
     square = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     # The root's gradient is infinite at 0.

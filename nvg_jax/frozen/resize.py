@@ -12,14 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+Images = Float[Array, "_ _ _ _"]  # Batch, height, width, channels.
 
-def area(images: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+
+def area(images: Images, size: tuple[int, int]) -> Images:
     """Adaptive averaging (`mode='area'`) to `size`: each pixel is the mean of those it touches."""
     rows, columns = map(_area_matrix, images.shape[1:3], size)
     return _apply(images, rows, columns)
 
 
-def bicubic(images: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+def bicubic(images: Images, size: tuple[int, int]) -> Images:
     """Bicubic interpolation (a = -0.75) between pixel centres to `size`, without antialiasing.
 
     Pixels outside are those of the border. The result can leave the range of the images.
@@ -28,7 +30,7 @@ def bicubic(images: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Arr
     return _apply(images, rows, columns)
 
 
-def bilinear_tf1(images: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+def bilinear_tf1(images: Images, size: tuple[int, int]) -> Images:
     """Bilinear interpolation of TensorFlow 1 to `size`, which measures from the upper left corner.
 
     Pixel i is read at i * old size / new size, between floor and floor + 1; pixels outside are
@@ -38,7 +40,7 @@ def bilinear_tf1(images: Float[Array, "B H W C"], size: tuple[int, int]) -> Floa
     return _apply(images, rows, columns)
 
 
-def _apply(images: Array, rows: np.ndarray, columns: np.ndarray) -> Array:
+def _apply(images: Images, rows: np.ndarray, columns: np.ndarray) -> Images:
     return jnp.einsum(
         "bhwc,yh,xw->byxc", images, rows, columns, precision=jax.lax.Precision.HIGHEST
     )

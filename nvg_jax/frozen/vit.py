@@ -22,7 +22,7 @@ _he_normal = nn.initializers.he_normal()
 _embedding_init = nn.initializers.normal(0.02)
 
 
-def normalise(images: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+def normalise(images: Float[Array, "B height width 3"]) -> Float[Array, "B height width 3"]:
     """Images in [-1, 1] to zero mean and unit variance over ImageNet."""
     return ((images + 1) / 2 - jnp.array(_MEAN)) / jnp.array(_STD)
 
@@ -36,8 +36,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "B T D"], _: None
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "B T D"]]:
+        self, x: Float[Array, "B tokens D"], _: None
+    ) -> tuple[Float[Array, "B tokens D"], Float[Array, "B tokens D"]]:
         width = x.shape[-1]
         qkv = self._dense(3 * width, "attn_qkv")(_norm("norm1")(x))
         q, k, v = rearrange(qkv, "b t (three h e) -> three b t h e", three=3, h=self.num_heads)
@@ -51,7 +51,7 @@ class Block(nn.Module):
     def _dense(self, features: int, name: str) -> nn.Dense:
         return nn.Dense(features, dtype=self.dtype, kernel_init=_he_normal, name=name)
 
-    def _scaled(self, update: Float[Array, "B T D"], name: str) -> Float[Array, "B T D"]:
+    def _scaled(self, update: Float[Array, "B tokens D"], name: str) -> Float[Array, "B tokens D"]:
         if not self.layer_scale:
             return update
         return update * self.param(f"{name}_gamma", nn.initializers.ones, update.shape[-1:])
@@ -67,7 +67,8 @@ class VisionTransformer(nn.Module):
     native_grid: side of the square of patches for which there are position embeddings; for other
       images these are interpolated.
     layer_scale: whether each residual branch ends with a learnt scale for every channel.
-    dtype: of the products; parameters, norms, softmax and results are float32.
+    dtype: of the products, which have the accelerator's default precision: only trainings look
+      through these networks. Parameters, norms, softmax and results are float32.
     """
 
     patch_size: int
@@ -100,19 +101,21 @@ class VisionTransformer(nn.Module):
         )(self.num_heads, self.layer_scale, self.dtype)
         self.norm = _norm()
 
-    def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B patches D"]:
         """The patch tokens after the last block and the final norm, row by row."""
         x, _ = self.blocks(self._embed(images), None)
         return self.norm(x)[:, 1:]
 
-    def readouts(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B R N D"]:
+    def readouts(
+        self, images: Float[Array, "B height width 3"]
+    ) -> Float[Array, "B readouts patches D"]:
         """The patch tokens plus the class token, before block 0 and after blocks 2, 5, 8, 11."""
         x = self._embed(images)
         _, after = self.blocks(x, None)
         tokens = jnp.stack([x, *(after[block] for block in _READOUT_BLOCKS)], axis=1)
         return tokens[:, :, 1:] + tokens[:, :, :1]
 
-    def _embed(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B T D"]:
+    def _embed(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B tokens D"]:
         """The class token and the patches in the order of rows, with their positions added."""
         patches = self.patch_embed(normalise(images)).astype(jnp.float32)
         positions = self.position_embedding(patches.shape[1:3])
@@ -120,7 +123,7 @@ class VisionTransformer(nn.Module):
         patches = rearrange(patches, "b y x d -> b (y x) d")
         return jnp.concatenate([class_token, patches], axis=1) + positions
 
-    def position_embedding(self, grid: tuple[int, int]) -> Float[Array, "1 T D"]:
+    def position_embedding(self, grid: tuple[int, int]) -> Float[Array, "1 tokens D"]:
         """Of the class token and the patches of a grid: antialiased bicubic (a = -0.5)."""
         side = self.native_grid
         if grid == (side, side):
@@ -148,7 +151,7 @@ def dinov2_vitb14(dtype: Any = jnp.float32) -> VisionTransformer:
 def dinov2_features(
     module: VisionTransformer,
     variables: Any,
-    images: Float[Array, "B H W 3"],
+    images: Float[Array, "B height width 3"],
     grid: tuple[int, int],
 ) -> Float[Array, "B L D"]:
     """One feature for each position of a grid: the patch tokens of the images resized to fit it.

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from etils import epath
-from jaxtyping import Array, Float
+from jaxtyping import Array, Key
 
 from nvg_jax.checkpoint import load_weights
 from nvg_jax.errors import UserError
@@ -31,8 +31,8 @@ class PublishedFile(NamedTuple):
     name: str
     description: str
     address: str
-    sha256_prefix: str
     licence: str
+    sha256_prefix: str = ""
 
     @property
     def file_name(self) -> str:
@@ -58,9 +58,10 @@ class Network(NamedTuple):
         """One line that tells it from other networks."""
         return f"the frozen network {self.name}"
 
-    def example(self) -> list[Float[Array, "1 H W 3"]]:
-        """What `module.init` is called with."""
-        return [jnp.zeros((1, self.image_size, self.image_size, 3))] * self.num_inputs
+    def init(self, key: Key[Array, ""]) -> dict[str, Any]:
+        """Variables of random numbers."""
+        images = jnp.zeros((1, self.image_size, self.image_size, 3))
+        return self.module.init(key, *[images] * self.num_inputs)
 
 
 class Frozen(NamedTuple):
@@ -74,43 +75,39 @@ FILES = {
     file.name: file
     for file in (
         PublishedFile(
-            name="vgg16",
-            description="VGG16 for ImageNet, of torchvision",
-            address="https://download.pytorch.org/models/vgg16-397923af.pth",
-            sha256_prefix="397923af",
-            licence="BSD-3-Clause",
+            "vgg16",
+            "VGG16 for ImageNet, of torchvision",
+            "https://download.pytorch.org/models/vgg16-397923af.pth",
+            "BSD-3-Clause",
+            "397923af",
         ),
         PublishedFile(
-            name="lpips_heads",
-            description="LPIPS v0.1 on VGG16, the weights of the channels",
-            address="https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/"
+            "lpips_heads",
+            "LPIPS v0.1 on VGG16, the weights of the channels",
+            "https://raw.githubusercontent.com/richzhang/PerceptualSimilarity/master/"
             "lpips/weights/v0.1/vgg.pth",
-            sha256_prefix="",
-            licence="BSD-2-Clause",
+            "BSD-2-Clause",
         ),
         PublishedFile(
-            name="dino_vits16",
-            description="DINO ViT-S/16",
-            address="https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/"
+            "dino_vits16",
+            "DINO ViT-S/16",
+            "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/"
             "dino_deitsmall16_pretrain.pth",
-            sha256_prefix="",
-            licence="Apache-2.0",
+            "Apache-2.0",
         ),
         PublishedFile(
-            name="dinov2_vitb14",
-            description="DINOv2 ViT-B/14",
-            address="https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/"
-            "dinov2_vitb14_pretrain.pth",
-            sha256_prefix="",
-            licence="Apache-2.0",
+            "dinov2_vitb14",
+            "DINOv2 ViT-B/14",
+            "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitb14/dinov2_vitb14_pretrain.pth",
+            "Apache-2.0",
         ),
         PublishedFile(
-            name="inception",
-            description="InceptionV3 of the FID",
-            address="https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
+            "inception",
+            "InceptionV3 of the FID",
+            "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/"
             "pt_inception-2015-12-05-6726825d.pth",
-            sha256_prefix="6726825d",
-            licence="Apache-2.0",
+            "Apache-2.0",
+            "6726825d",
         ),
     )
 }
@@ -149,7 +146,7 @@ def load(name: str, directory: epath.PathLike = "", random: bool = False) -> dic
     """
     network = NETWORKS[name]
     if random:
-        return jax.jit(network.module.init)(jax.random.key(0), *network.example())
+        return jax.jit(network.init)(jax.random.key(0))
     where = weights_directory(directory) / name
     if not where.exists():
         option = f" --directory={directory}" if directory else ""
@@ -167,5 +164,4 @@ def load_network(name: str, directory: epath.PathLike = "", random: bool = False
 
 def abstract(name: str) -> dict[str, Any]:
     """Shapes and dtypes of a frozen network's variables."""
-    network = NETWORKS[name]
-    return jax.eval_shape(network.module.init, jax.random.key(0), *network.example())
+    return jax.eval_shape(NETWORKS[name].init, jax.random.key(0))

@@ -1,9 +1,11 @@
 """Converts the authors' released PyTorch checkpoints to weights directories of this program.
 
     python -m nvg_jax.interop.convert --config=configs/nvg_d16.py \
-        --tokenizer=vq.ckpt --generator=d16.ckpt --output=DIR
+        --tokenizer=ckpt/ae.ckpt --generator=ckpt/d16.ckpt --output=DIR
 
-Nothing that a checkpoint names is run or imported. The weights stay under their own licence.
+The release is the gated Hugging Face repository yikaiwang/NVG, where one agrees to a non-commercial
+licence: the tokenizer `ckpt/ae.ckpt` and generators of 16 blocks and more, `ckpt/d16.ckpt` and so
+on. Nothing that a checkpoint names is run or imported.
 """
 
 import numpy as np
@@ -67,8 +69,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The config that describes the models.")
-    flags.DEFINE_string("tokenizer", "", "Checkpoint of the released tokenizer.")
-    flags.DEFINE_string("generator", "", "Checkpoint of a released generator.")
+    flags.DEFINE_string("tokenizer", "", "The released tokenizer, ckpt/ae.ckpt.")
+    flags.DEFINE_string("generator", "", "A released generator, as ckpt/d16.ckpt.")
     flags.DEFINE_string("output", None, "Directory to write to.")
     flags.mark_flags_as_required(["config", "output"])
     cli.run(main)

@@ -29,15 +29,11 @@ def fetch(
 ) -> str:
     """Makes `directory`/`name` from the published files, if it is not there, and says so in a line.
 
-    Args:
-      name: of the network.
-      directory: the folder of all frozen networks' weights; '' for the default. Downloads go to
-        its sub-folder `downloads` and stay there.
-      given: paths of published files that are there already, by the files' names.
+    directory: of all frozen networks' weights; '' for the default. Downloads stay in `downloads`.
+    given: paths of published files that are there already, by the files' names.
 
-    Raises:
-      UserError: PyTorch is not installed, or a file cannot be downloaded, cannot be read or is
-        another one.
+    UserError: PyTorch is not installed, or a file cannot be downloaded, cannot be read or is
+    another one.
     """
     network = weights.NETWORKS[name]
     folder = weights.weights_directory(directory)
@@ -123,11 +119,10 @@ def _listing() -> str:
         lines.append(f"{network.name}:")
         for file in (weights.FILES[name] for name in network.files):
             sha256 = f"{file.sha256_prefix}..." if file.sha256_prefix else "not published"
-            lines += [
-                f"  {file.name}: {file.description}",
-                f"    {file.address}",
-                f"    SHA-256 {sha256}, licence {file.licence}",
-            ]
+            lines.append(
+                f"  {file.name}: {file.description}\n    {file.address}\n"
+                f"    SHA-256 {sha256}, licence {file.licence}"
+            )
     return "\n".join(lines)
 
 
@@ -137,44 +132,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Fetch the published weights of the frozen networks that trainings look "
         "through. Files that are there already are not downloaded again.",
     )
-    parser.add_argument(
-        "networks",
-        nargs="*",
-        metavar="network",
-        help=f"{', '.join(weights.NETWORKS)}, or all (default)",
-    )
-    parser.add_argument(
+    every = ", ".join(weights.NETWORKS)
+    option = parser.add_argument
+    option("networks", nargs="*", metavar="network", help=f"{every}, or all (default)")
+    option("--list", action="store_true", help="show the files and their licences")
+    option(
         "--directory",
         default="",
         help="folder of all networks (default: $NVG_JAX_CACHE or ~/.cache/nvg_jax)",
     )
-    parser.add_argument(
+    option(
         "--file",
         action="append",
         default=[],
         metavar="NAME=PATH",
         help="use this file, which was downloaded by hand; can be repeated",
     )
-    parser.add_argument("--list", action="store_true", help="show the files and their licences")
     options = parser.parse_args(arguments)
     if options.list:
         print(_listing())
         return 0
     try:
         given = _named_paths(options.file)
-        for name in _chosen(options.networks):
-            print(fetch(name, options.directory, given), flush=True)
+        for name in options.networks:
+            if name not in (*weights.NETWORKS, "all"):
+                raise UserError(f"unknown network {name}: choose from {every}")
+        chosen = set(weights.NETWORKS) if "all" in options.networks else set(options.networks)
+        for name in weights.NETWORKS:
+            if name in chosen or not chosen:
+                print(fetch(name, options.directory, given), flush=True)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _chosen(names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in (*weights.NETWORKS, "all"):
-            raise UserError(f"unknown network {name}: choose from {', '.join(weights.NETWORKS)}")
-    return list(weights.NETWORKS) if not names or "all" in names else list(dict.fromkeys(names))
 
 
 if __name__ == "__main__":

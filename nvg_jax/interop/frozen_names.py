@@ -48,5 +48,4 @@ def frozen_variables(state_dict: Tensors, network: Network) -> dict[str, Any]:
         misfit=f"the files are not those of {network.name}",
         advice="Remove them, or give the right ones",
     )
-    shapes = parameter_shapes(lambda key: network.module.init(key, *network.example()))
-    return {"params": translate(state_dict, shapes, release)}
+    return {"params": translate(state_dict, parameter_shapes(network.init), release)}

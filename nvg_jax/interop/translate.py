@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Array, Key
 
 from nvg_jax import sharding
 from nvg_jax.errors import UserError
@@ -38,8 +39,8 @@ class Release(NamedTuple):
     leading_axis: re.Pattern = re.compile(r"(?!)")
 
 
-def parameter_shapes(init: Callable[[jax.Array], Any]) -> dict[str, tuple[int, ...]]:
-    """Shape by path (`encoder/conv_in/kernel`) of every parameter that `init` makes from a key."""
+def parameter_shapes(init: Callable[[Key[Array, ""]], Any]) -> dict[str, tuple[int, ...]]:
+    """Shape by path (`encoder/conv_in/kernel`) of every parameter that `init` makes of a key."""
     variables = sharding.unnamed(jax.eval_shape(init, jax.random.key(0)))
     flat = traverse_util.flatten_dict(variables["params"], sep="/")
     return {path: leaf.shape for path, leaf in flat.items()}
@@ -55,43 +56,32 @@ def translate(
     unexpected = {name for name in tensors if not release.ignored.search(name)}
     params, problems = {}, []
     for path, shape in shapes.items():
-        name = _released_name(path, release.names)
-        stacked = "{}" in name
-        names = [name.format(index) for index in range(shape[0])] if stacked else [name]
-        unexpected.difference_update(names)
-        expected = _released_shape(path, shape[1:] if stacked else shape)
+        name = path
+        for pattern, replacement in release.names:
+            name = re.sub(pattern, replacement, name)
+        name = name.replace("/", ".")
+        names, expected = [name], shape
+        if "{}" in name:
+            names, expected = [name.format(index) for index in range(shape[0])], shape[1:]
+        is_kernel = path.endswith("kernel")
+        if is_kernel:
+            expected = (expected[-1], expected[-2], *expected[:-2])
         if release.leading_axis.search(path):
             expected = (1, *expected)
-        found = {name: tensors[name] for name in names if name in tensors}
-        problems += [f"{name} is missing" for name in names if name not in found]
-        problems += [
-            f"{name} is {list(tensor.shape)}, not {list(expected)}"
-            for name, tensor in found.items()
-            if tensor.shape != expected
-        ]
+        layers = []
+        for name in names:
+            unexpected.discard(name)
+            tensor = tensors.get(name)
+            if tensor is None:
+                problems.append(f"{name} is missing")
+            elif tensor.shape != expected:
+                problems.append(f"{name} is {list(tensor.shape)}, not {list(expected)}")
+            else:
+                channels_last = (*range(2, tensor.ndim), 1, 0)
+                layers.append(tensor.transpose(channels_last) if is_kernel else tensor)
         if not problems:
-            layers = [_input_before_output(tensor, path) for tensor in found.values()]
             params[path] = np.stack(layers).reshape(shape).astype(np.float32)
     problems += [f"{name} is not expected" for name in sorted(unexpected)]
     if problems:
         raise UserError(f"{release.misfit}: {'; '.join(problems)}. {release.advice}")
     return traverse_util.unflatten_dict(params, sep="/")
-
-
-def _released_name(path: str, table: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in table:
-        path = re.sub(pattern, replacement, path)
-    return path.replace("/", ".")
-
-
-def _released_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if path.endswith("kernel"):
-        return shape[-1], shape[-2], *shape[:-2]
-    return shape
-
-
-def _input_before_output(tensor: np.ndarray, path: str) -> np.ndarray:
-    """Kernels from [out, in, height, width] or [out, in] to our axes, the channels last."""
-    if path.endswith("kernel"):
-        return tensor.transpose(*range(2, tensor.ndim), 1, 0)
-    return tensor

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import visualize
+from nvg_jax import pixels, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler as sampling
 from nvg_jax.jobs.generation import generate, requested_classes, sampling_settings
@@ -54,7 +54,7 @@ def control(config: ConfigDict, workdir: str) -> None:
                 quiet=True,
             )
             columns.append(np.concatenate([images for _, images in batches]))
-    rows = [list(visualize.to_uint8(np.stack([image, *np.asarray(stages)])))]
+    rows = [list(pixels.to_uint8(np.stack([image, *np.asarray(stages)])))]
     names = ["original and\nits stages"]
     for name, columns in halves.items():
         rows += [list(row) for row in np.stack(columns, axis=1)]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import granularity, sharding, visualize
+from nvg_jax import granularity, pixels, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler as sampling
 from nvg_jax.jobs.given import given_stages
@@ -97,7 +97,7 @@ def generate(
                 lambda x, real=real: x[:real], sharding.on_host((sequence, images))
             )
             progress.update(real)
-            yield sequence, visualize.to_uint8(images)
+            yield sequence, pixels.to_uint8(images)
 
 
 @jax.jit
@@ -122,7 +122,9 @@ def sample(config: ConfigDict, workdir: str) -> None:
         images.append(batch)
     images = np.concatenate(images)
     few = jax.tree.map(lambda x: x[:4], first)
-    strips = visualize.sequence_strips(model.tokenizer, model.tokenizer_variables, few)
+    stage_images = sampling.decode_stages(model.tokenizer, model.tokenizer_variables, few)
+    stage_images = pixels.to_uint8(sharding.on_host(stage_images))
+    strips = visualize.strips(stage_images, few.structure, model.tokenizer.grid)
     if jax.process_index() > 0:
         return
     directory = output_directory(workdir, "samples")

@@ -12,7 +12,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from nvg_jax import control, granularity, sharding, visualize
+from nvg_jax import control, granularity, pixels, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features
@@ -50,7 +50,7 @@ def reference_sequence(
     config: ConfigDict, tokenizer: Tokenizer, variables: Variables
 ) -> GranularitySequence:
     """The sequence of the reference image, a batch of one."""
-    image = visualize.to_uint8(reference_image(config))
+    image = pixels.to_uint8(reference_image(config))
     return sequences_of(image[None], tokenizer, variables, sharding.create_mesh(config.mesh))
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Int, UInt8
 from ml_collections import ConfigDict
 
-from nvg_jax import control, granularity, visualize
+from nvg_jax import control, granularity, pixels, visualize
 from nvg_jax.data import pipeline, shapes
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features, segmentation
@@ -131,9 +131,7 @@ def _reconstructed_split(
             f"the masks of {config.data.dataset} have {masks.max() + 1} segments: structure_miou "
             "is defined for two, an object (1) and its background (0)"
         )
-    return _Scenes(
-        visualize.to_uint8(images), labels, masks == 1, sequence, visualize.to_uint8(decoded)
-    )
+    return _Scenes(pixels.to_uint8(images), labels, masks == 1, sequence, pixels.to_uint8(decoded))
 
 
 def _save_picture(

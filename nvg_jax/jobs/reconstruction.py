@@ -71,7 +71,8 @@ def reconstruction_metrics(
         if "ssim" in metrics:
             by_image["ssim"] = reconstruction.ssim(images, decoded)
         if lpips:
-            by_image["lpips"] = lpips.module.apply(weights["lpips"], images, decoded)
+            exact = lpips.module.clone(precision="float32")
+            by_image["lpips"] = exact.apply(weights["lpips"], images, decoded)
         pools = ()
         if networks["features"]:
             pools = tuple(

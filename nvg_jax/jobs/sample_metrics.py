@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from nvg_jax import visualize
+from nvg_jax import pixels
 from nvg_jax.data import pipeline
 from nvg_jax.data.token_cache import fingerprint
 from nvg_jax.errors import UserError
@@ -210,7 +210,7 @@ def _pixel_metrics(
 ) -> dict[str, float]:
     real, labels = [], []
     for batch in pipeline.evaluation_batches(config.data, config.data.train_split, 256):
-        real.append(visualize.to_uint8(batch["image"][batch["mask"]]))
+        real.append(pixels.to_uint8(batch["image"][batch["mask"]]))
         labels.append(batch["label"][batch["mask"]])
     real, labels = np.concatenate(real), np.concatenate(labels)
     results = {}

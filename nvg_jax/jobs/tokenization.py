@@ -10,13 +10,14 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import sharding
-from nvg_jax.data import pipeline, token_cache
+from nvg_jax import keys, sharding
+from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.errors import Preempted, UserError
 from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.granularity import GranularitySequence
@@ -53,28 +54,29 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     tokenizer = build_tokenizer(config)
     variables = sharding.on_host(load_tokenizer(config, workdir, tokenizer))
     directory = settings.directory or f"{workdir}/token_cache"
-    meta = token_cache.Meta(
-        **token_cache.data_fields(config.data),
+    meta = token_records.Meta(
+        **token_records.data_fields(config.data),
         architecture=tokenizer.architecture,
-        fingerprint=token_cache.fingerprint(variables),
+        fingerprint=token_cache.fingerprint(variables, tokenizer.precision),
         num_positions=tokenizer.num_positions,
         vocab_size=tokenizer.vocab_size,
         num_images=pipeline.num_examples(config.data, config.data.train_split),
         num_crops=settings.num_crops,
-        seed=config.seed,
+        seed=keys.integer(config.seed, "token cache"),
         shard_size=settings.shard_size,
     )
     token_cache.begin(directory, meta)
-    _write_shards(config, directory, meta, tokenizer, variables, mesh, stop)
+    with jax.set_mesh(mesh):
+        _write_shards(config, directory, meta, tokenizer, variables, mesh, stop)
     multihost_utils.sync_global_devices("token cache written")
     if jax.process_index() == 0:
         log.info(
-            "%d sequences of %d images are in %s, %.0f bytes each: train with "
+            "%d sequences of %d images are in %s, %d bytes each: train with "
             "--config.token_cache.directory=%s",
             meta.num_records,
             meta.num_images,
             directory,
-            token_cache.num_bytes(directory, meta) / meta.num_records,
+            meta.record_type.itemsize,
             directory,
         )
 
@@ -82,48 +84,42 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
 def _write_shards(
     config: ConfigDict,
     directory: str,
-    meta: token_cache.Meta,
+    meta: token_records.Meta,
     tokenizer: Tokenizer,
     variables: Any,
     mesh: Mesh,
     stop: Callable[[], bool],
 ) -> None:
     """Writes those of this process's shards that are missing."""
-    share = range(jax.process_index(), meta.num_shards, jax.process_count())
-    missing = sorted(set(share) & set(token_cache.missing_shards(directory, meta)))
-    num_records = sum(len(meta.shard(index)) for index in share)
-    remaining = sum(len(meta.shard(index)) for index in missing)
+    share = list(meta.shards)[jax.process_index() :: jax.process_count()]
+    missing = token_cache.missing_shards(directory, meta)
+    missing = {name: missing[name] for name in share if name in missing}
     if not missing:
         return
+    total = sum(len(meta.shards[name]) for name in share)
+    written = total - sum(map(len, missing.values()))
     size = config.token_cache.batch_size
     crops = pipeline.crop_batches(
         config.data,
         config.data.train_split,
-        [start for index in missing for start in meta.shard(index)[::size]],
+        [start for numbers in missing.values() for start in numbers[::size]],
         batch_size=size,
         seed=meta.seed,
     )
     skipped = 0
     with (
-        jax.set_mesh(mesh),
         contextlib.closing(crops),
-        tqdm(
-            desc="tokens",
-            unit="image",
-            total=num_records,
-            initial=num_records - remaining,
-            disable=None,
-        ) as progress,
+        tqdm(desc="tokens", unit="image", total=total, initial=written, disable=None) as progress,
     ):
-        sequences = _tokenized(tokenizer, variables, crops, mesh)
-        for index in missing:
-            with token_cache.shard_writer(directory, meta, index) as writer:
-                for start in meta.shard(index)[::size]:
+        sequences = _sequences(tokenizer, variables, crops, mesh)
+        for name, numbers in missing.items():
+            with token_cache.shard_writer(epath.Path(directory) / name) as writer:
+                for start in numbers[::size]:
                     # The last batch reaches beyond the shard, for one shape to compile.
-                    real = slice(min(size, meta.shard(index).stop - start))
+                    real = slice(min(size, numbers.stop - start))
                     batch, sequence = next(sequences)
                     structure, tokens = (np.asarray(x)[real] for x in sequence)
-                    records = token_cache.encode(meta, batch["label"][real], structure, tokens)
+                    records = token_records.encode(meta, batch["label"][real], structure, tokens)
                     for record in records:
                         writer.write(record)
                     skipped += int(batch["skipped"][real].sum())
@@ -137,20 +133,16 @@ def _write_shards(
         log.warning("%d crops are of images in place of those that cannot be decoded", skipped)
 
 
-def _tokenized(
+def _sequences(
     tokenizer: Tokenizer, variables: Any, crops: grain.DatasetIterator, mesh: Mesh
 ) -> Iterator[tuple[Batch, GranularitySequence]]:
     """Each batch with its sequences; the devices are at the next one while the host writes."""
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    placement = sharding.batch_sharding(mesh)
-
-    def start(batch: Batch) -> tuple[Batch, GranularitySequence]:
-        images = jax.device_put(batch["image"], placement)
-        return batch, tokenizer_task.tokenize(tokenizer, variables, images)[0]
-
-    previous = start(next(crops))
+    previous = None
     for batch in crops:
-        following = start(batch)
-        yield previous
+        images = jax.device_put(batch["image"], sharding.batch_sharding(mesh))
+        following = batch, tokenizer_task.tokenize(tokenizer, variables, images)[0]
+        if previous:
+            yield previous
         previous = following
     yield previous

@@ -13,7 +13,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import visualize
+from nvg_jax import pixels, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import features
@@ -69,7 +69,7 @@ def variation(
         config.data, config.data.eval_split, settings.num_references
     )
     batch = next(iter(batches))
-    images = visualize.to_uint8(batch["image"])
+    images = pixels.to_uint8(batch["image"])
     references = sequences_of(images, model.tokenizer, model.tokenizer_variables, model.mesh)
     copies = jax.tree.map(lambda x: np.repeat(x, settings.num_samples, axis=0), references)
     class_ids = np.repeat(batch["label"], settings.num_samples)
@@ -109,7 +109,7 @@ def _distance(config: ConfigDict, network: Frozen | None, mesh: Mesh) -> Distanc
 
         return of_features
     lpips = frozen_network(config, "lpips")
-    compare = jax.jit(lpips.module.apply)
+    compare = jax.jit(lpips.module.clone(precision="float32").apply)
 
     def of_lpips(groups: UInt8[np.ndarray, "R N H W 3"]) -> Float[np.ndarray, "R"]:
         first, second = np.triu_indices(groups.shape[1], 1)

@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from nvg_jax.data import pipeline, token_cache
+from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.errors import UserError
+from tests.data.batches import assert_equal, take
 
-META = token_cache.Meta(
+META = token_records.Meta(
     dataset="digits",
     split="train",
     image_size=8,
@@ -31,6 +30,7 @@ META = token_cache.Meta(
     seed=0,
     shard_size=16,
 )
+NAMES = [f"tokens-0000{index}-of-00004.array_record" for index in range(4)]
 
 
 def _config(meta=META):
@@ -48,17 +48,21 @@ def _sequences(numbers):
     return label.astype(np.int32), structure.astype(np.int32), tokens.astype(np.int32)
 
 
-def _write_shard(directory, meta, index):
-    with token_cache.shard_writer(directory, meta, index) as writer:
-        for record in token_cache.encode(meta, *_sequences(meta.shard(index))):
+def _write_shard(directory, name, meta=META):
+    with token_cache.shard_writer(directory / name) as writer:
+        for record in token_records.encode(meta, *_sequences(meta.shards[name])):
             writer.write(record)
 
 
 def _write(directory, meta=META):
     token_cache.begin(directory, meta)
-    for index in token_cache.missing_shards(directory, meta):
-        _write_shard(directory, meta, index)
+    for name in token_cache.missing_shards(directory, meta):
+        _write_shard(directory, name, meta)
     return directory
+
+
+def _times(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +72,11 @@ def cache(tmp_path_factory):
 
 def _open(directory, config=None, architecture=META.architecture, **options):
     options = {"fingerprint": META.fingerprint, "batch_size": 4, "seed": 0} | options
-    iterator = token_cache.train_iterator(directory, config or _config(), architecture, **options)
-    return contextlib.closing(iterator)
+    return token_cache.train_iterator(directory, config or _config(), architecture, **options)
 
 
-def _take(directory, count, *, state=None, **options):
-    with _open(directory, **options) as iterator:
-        if state is not None:
-            iterator.set_state(state)
-        return list(itertools.islice(iterator, count))
+def _take(directory, count, state=None, **options):
+    return take(_open(directory, **options), count, state)
 
 
 def _numbers(batches):
@@ -85,68 +85,20 @@ def _numbers(batches):
     return tokens[:, 0] // 7
 
 
-def _assert_equal(batches, others):
-    assert len(batches) == len(others)
-    for batch, other in zip(batches, others, strict=True):
-        assert batch.keys() == other.keys()
-        for name in batch:
-            np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
-
-
-@st.composite
-def _stored(draw):
-    """Any sizes, and any sequences of these sizes."""
-    last_stage = draw(st.integers(1, 9))
-    meta = dataclasses.replace(
-        META,
-        num_positions=2**last_stage,
-        vocab_size=draw(st.sampled_from([2, 256, 257, 4096, 2**16, 2**16 + 1])),
-        num_classes=draw(st.sampled_from([1, 256, 257, 1000])),
-    )
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    count, length = draw(st.integers(1, 3)), meta.num_positions
-    structure = rng.permuted(np.tile(np.arange(length, dtype=np.int32), (count, 1)), axis=1)
-    tokens = rng.integers(meta.vocab_size, size=(count, 2 * length - 1), dtype=np.int32)
-    tokens[0, 0], tokens[-1, -1] = 0, meta.vocab_size - 1
-    label = rng.integers(meta.num_classes, size=count, dtype=np.int32)
-    label[0] = meta.num_classes - 1
-    return meta, label, structure, tokens
-
-
-@given(_stored())
-def test_records_give_back_what_was_stored(stored):
-    meta, *arrays = stored
-    decoded = [token_cache.decode(meta, record) for record in token_cache.encode(meta, *arrays)]
-    for name, array in zip(("label", "structure", "tokens"), arrays, strict=True):
-        np.testing.assert_array_equal([record[name] for record in decoded], array)
-
-
-def test_records_are_small_and_little_endian():
-    meta = dataclasses.replace(META, num_positions=256, vocab_size=4096, num_classes=1000)
-    label = np.array([0x0203], np.int32)
-    structure = np.arange(256, dtype=np.int32)[None]
-    tokens = np.full((1, 511), 0x0A0B, np.int32)
-    (record,) = token_cache.encode(meta, label, structure, tokens)
-    assert record == b"\x03\x02" + bytes(range(256)) + b"\x0b\x0a" * 511
-
-
-def test_batches_have_the_types_of_the_model(cache):
-    (batch,) = _take(cache, 1)
-    assert {name: (value.dtype, value.shape) for name, value in batch.items()} == {
-        "structure": (np.int32, (4, 4)),
-        "tokens": (np.int32, (4, 7)),
-        "label": (np.int32, (4,)),
-        "skipped": (np.int32, (4,)),
-    }
-    assert not batch["skipped"].any()
-
-
-def test_batches_hold_whole_records(cache):
+def test_batches_hold_whole_records_in_the_types_of_the_model(cache):
     batches = _take(cache, 10)
-    label, structure, tokens = _sequences(_numbers(batches))
-    for name, expected in (("label", label), ("structure", structure), ("tokens", tokens)):
+    for batch in batches:
+        assert {name: (value.dtype, value.shape) for name, value in batch.items()} == {
+            "structure": (np.int32, (4, 4)),
+            "tokens": (np.int32, (4, 7)),
+            "label": (np.int32, (4,)),
+            "skipped": (np.int32, (4,)),
+        }
+        assert not batch["skipped"].any()
+    expected = _sequences(_numbers(batches))
+    for name, values in zip(("label", "structure", "tokens"), expected, strict=True):
         found = np.concatenate([batch[name] for batch in batches])
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(found, values)
 
 
 def test_every_image_once_an_epoch_with_ever_other_crops(cache):
@@ -157,28 +109,17 @@ def test_every_image_once_an_epoch_with_ever_other_crops(cache):
     assert set(numbers.flat) == set(range(META.num_records))
 
 
-def test_batches_depend_on_the_seed_alone(cache):
-    batches = _take(cache, 6, seed=3)
-    _assert_equal(batches, _take(cache, 6, seed=3))
-    assert not np.array_equal(batches[0]["tokens"], _take(cache, 1, seed=4)[0]["tokens"])
-
-
 def test_a_state_continues_exactly_on_any_number_of_processes(cache):
-    with _open(cache) as iterator:
+    with contextlib.closing(_open(cache)) as iterator:
         before = list(itertools.islice(iterator, 3))
         state = json.loads(json.dumps(iterator.get_state()))
         after = list(itertools.islice(iterator, 4))
-        iterator.set_state({"position": 0})
-        _assert_equal(before, list(itertools.islice(iterator, 3)))
-    _assert_equal(after, _take(cache, 4, state=state))
-    shares = [
-        _take(cache, 4, state=state, batch_size=2, process_index=index, process_count=2)
-        for index in range(2)
-    ]
-    for whole, *parts in zip(after, *shares, strict=True):
-        for index, part in enumerate(parts):
-            rows = slice(2 * index, 2 * index + 2)
-            _assert_equal([{name: value[rows] for name, value in whole.items()}], [part])
+    assert_equal(before, _take(cache, 3))
+    assert_equal(after, _take(cache, 4, state))
+    for index in range(2):
+        rows = slice(2 * index, 2 * index + 2)
+        part = _take(cache, 4, state, batch_size=2, process_index=index, process_count=2)
+        assert_equal([{name: x[rows] for name, x in whole.items()} for whole in after], part)
 
 
 def test_number_of_images(cache, tmp_path):
@@ -190,8 +131,8 @@ def test_number_of_images(cache, tmp_path):
 def test_same_images_as_the_pipeline_with_this_seed(digits_config, tmp_path):
     config = digits_config(image_size=8, resize_ratio=1.0, train_split="train[:20]")
     meta = dataclasses.replace(META, split="train[:20]")
-    with contextlib.closing(pipeline.train_iterator(config, batch_size=5, seed=9)) as iterator:
-        expected = np.concatenate([next(iterator)["label"] for _ in range(8)])
+    images = take(pipeline.train_iterator(config, batch_size=5, seed=9), 8)
+    expected = np.concatenate([batch["label"] for batch in images])
     every = next(iter(pipeline.evaluation_batches(config, config.train_split, 20)))["label"]
     batches = _take(_write(tmp_path, meta), 8, config=_config(meta), batch_size=5, seed=9)
     np.testing.assert_array_equal(every[_numbers(batches) % 20], expected)
@@ -214,65 +155,67 @@ def test_same_images_as_the_pipeline_with_this_seed(digits_config, tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused(cache, options, message):
-    with pytest.raises(UserError, match=message) as error, _open(cache, **options):
-        pass
+    with pytest.raises(UserError, match=message) as error:
+        _open(cache, **options)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_an_incomplete_cache_is_refused(tmp_path):
     token_cache.begin(tmp_path, META)
-    _write_shard(tmp_path, META, 0)
+    _write_shard(tmp_path, NAMES[0])
     message = "is not complete: 3 of 4 files are missing: run --job=tokenize again"
-    with pytest.raises(UserError, match=message), _open(tmp_path):
-        pass
+    with pytest.raises(UserError, match=message):
+        _open(tmp_path)
 
 
 def test_a_shard_appears_when_it_is_whole(tmp_path):
     token_cache.begin(tmp_path, META)
-    with pytest.raises(KeyError), token_cache.shard_writer(tmp_path, META, 1) as writer:
+    with pytest.raises(KeyError), token_cache.shard_writer(tmp_path / NAMES[1]) as writer:
         writer.write(b"half")
         raise KeyError
-    assert token_cache.missing_shards(tmp_path, META) == [0, 1, 2, 3]
-    _write_shard(tmp_path, META, 1)
-    assert token_cache.missing_shards(tmp_path, META) == [0, 2, 3]
+    assert list(token_cache.missing_shards(tmp_path, META)) == NAMES
+    assert not token_cache.is_complete(tmp_path)
+    _write_shard(tmp_path, NAMES[1])
+    assert list(token_cache.missing_shards(tmp_path, META)) == [NAMES[0], *NAMES[2:]]
     assert not list(tmp_path.glob("*.part"))
 
 
-@pytest.mark.parametrize("index", range(META.num_shards))
-def test_damage_is_noticed(tmp_path, index):
+@pytest.mark.parametrize("name", NAMES)
+def test_damage_is_noticed(tmp_path, name):
     """A byte of a record changes in one shard; other shards stay readable."""
-    path = META.shard_path(_write(tmp_path), index)
+    path = _write(tmp_path) / name
     content = bytearray(path.read_bytes())
-    (_, _, tokens) = _sequences(META.shard(index)[:1])
+    (_, _, tokens) = _sequences(META.shards[name][:1])
     content[content.index(tokens.astype("<u2").tobytes()[:4])] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"{path} is damaged: remove it and run --job=tokenize"):
         _take(tmp_path, 500)
 
 
-@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2]])
-def test_a_cut_file_is_noticed(tmp_path, damage):
-    path = META.shard_path(_write(tmp_path), 2)
-    path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(UserError, match=f"{path} is damaged"), _open(tmp_path):
-        pass
+@pytest.mark.parametrize("kept", [0, 0.5])
+def test_a_cut_file_is_noticed(tmp_path, kept):
+    path = _write(tmp_path) / NAMES[2]
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(UserError, match=f"{path} is damaged"):
+        _open(tmp_path)
 
 
 def test_a_shard_in_place_of_another_is_noticed(tmp_path):
     """The last one is shorter."""
     _write(tmp_path)
-    META.shard_path(tmp_path, 3).replace(META.shard_path(tmp_path, 1))
-    _write_shard(tmp_path, META, 3)
-    with pytest.raises(UserError, match=f"{META.shard_path(tmp_path, 1)} is damaged"):
+    (tmp_path / NAMES[3]).replace(tmp_path / NAMES[1])
+    _write_shard(tmp_path, NAMES[3])
+    with pytest.raises(UserError, match=f"{tmp_path / NAMES[1]} is damaged"):
         _take(tmp_path, 1)
 
 
 def test_beginning_again_changes_nothing(tmp_path):
     _write(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    before = _times(tmp_path)
     token_cache.begin(tmp_path, META)
-    assert token_cache.missing_shards(tmp_path, META) == []
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert token_cache.is_complete(tmp_path)
+    assert before == _times(tmp_path)
 
 
 def test_several_may_begin_at_once(tmp_path):
@@ -291,11 +234,11 @@ def test_several_may_begin_at_once(tmp_path):
 
 def test_a_cache_of_something_else_is_left_alone(tmp_path):
     _write(tmp_path)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    before = _times(tmp_path)
     message = "made with num_crops 3 and seed 0, but this config has num_crops 2 and seed 1"
     with pytest.raises(UserError, match=message):
         token_cache.begin(tmp_path, dataclasses.replace(META, num_crops=2, seed=1))
-    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert before == _times(tmp_path)
 
 
 def test_files_without_their_meta_are_left_alone(tmp_path):
@@ -305,22 +248,18 @@ def test_files_without_their_meta_are_left_alone(tmp_path):
         token_cache.begin(tmp_path, META)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"dataset": "digits"}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"dataset": "digits"}', "another version"])
 def test_a_meta_that_cannot_be_read(tmp_path, content):
-    (tmp_path / "meta.json").write_text(content)
-    for read in (token_cache.num_images, _take_one, lambda path: token_cache.begin(path, META)):
+    token_cache.begin(tmp_path, dataclasses.replace(META, format_version=2))
+    if content != "another version":
+        (tmp_path / "meta.json").write_text(content)
+    for read in (
+        token_cache.num_images,
+        lambda path: _take(path, 1),
+        lambda path: token_cache.begin(path, META),
+    ):
         with pytest.raises(UserError, match="meta.json is damaged or of another version: remove"):
             read(tmp_path)
-
-
-def _take_one(directory):
-    return _take(directory, 1)
-
-
-def test_a_meta_of_another_version(tmp_path):
-    token_cache.begin(tmp_path, dataclasses.replace(META, format_version=2))
-    with pytest.raises(UserError, match="meta.json is damaged or of another version"):
-        token_cache.num_images(tmp_path)
 
 
 def test_places_that_are_no_folder(tmp_path):
@@ -331,13 +270,14 @@ def test_places_that_are_no_folder(tmp_path):
         token_cache.num_images(tmp_path / "file")
 
 
-def test_fingerprint_is_of_the_parameters_alone():
+def test_fingerprint_is_of_the_parameters_and_words_alone():
     variables = {
         "params": {"b": np.arange(3.0, dtype=np.float32), "a": np.ones((2, 2), np.float32)},
         "stats": {"scales": np.ones(3)},
     }
-    fingerprint = token_cache.fingerprint(variables)
+    fingerprint = token_cache.fingerprint(variables, "float32")
     params = {"a": variables["params"]["a"], "b": variables["params"]["b"]}
-    assert token_cache.fingerprint({"params": params, "stats": {}}) == fingerprint
+    assert token_cache.fingerprint({"params": params, "stats": {}}, "float32") == fingerprint
+    assert token_cache.fingerprint({"params": params}, "bfloat16") != fingerprint
     params["b"] = np.array([0, 1, np.nextafter(np.float32(2), 3)], np.float32)
-    assert token_cache.fingerprint({"params": params}) != fingerprint
+    assert token_cache.fingerprint({"params": params}, "float32") != fingerprint

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax import sharding, visualize
+from nvg_jax import pixels, sharding
 from nvg_jax.evaluation import features
 from nvg_jax.evaluation.small_classifier import SmallClassifier
 from nvg_jax.frozen.weights import Frozen
@@ -95,7 +95,7 @@ def test_every_image_is_seen_once_and_in_order(network):
 
 def test_images_are_looked_at_as_they_are_stored(network):
     exact = np.random.default_rng(0).uniform(-1.1, 1.1, (4, 8, 8, 3)).astype(np.float32)
-    stored = visualize.to_uint8(exact).astype(np.float32) / 127.5 - 1
+    stored = pixels.to_uint8(exact).astype(np.float32) / 127.5 - 1
     np.testing.assert_allclose(features.as_stored(jnp.asarray(exact)), stored, atol=1e-6)
     look = features.extractor(network)
     np.testing.assert_allclose(look(exact).pool, look(stored).pool, rtol=1e-5)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from nvg_jax import sharding, visualize
+from nvg_jax import pixels, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import reference
@@ -33,7 +33,7 @@ def test_statistics_are_those_of_all_images(tiny_config, images, network, tmp_pa
         np.testing.assert_allclose(found.mean, exact.mean(axis=0), rtol=1e-5)
         covariance = np.cov(exact, rowvar=False)
         np.testing.assert_allclose(found.covariance, covariance, rtol=1e-3, atol=1e-6)
-    np.testing.assert_array_equal(made.images, visualize.to_uint8(images))
+    np.testing.assert_array_equal(made.images, pixels.to_uint8(images))
 
     reference.save(tmp_path / "reference.npz", made)
     read = reference.load(tmp_path / "reference.npz")
@@ -49,7 +49,7 @@ def test_of_many_images_some_are_kept_evenly_spaced(
 ):
     monkeypatch.setattr(reference, "_NUM_IMAGES", 20)
     made = reference.make(tiny_config.data, network, sharding.create_mesh(), 8, "")
-    np.testing.assert_array_equal(made.images, visualize.to_uint8(images)[::3])
+    np.testing.assert_array_equal(made.images, pixels.to_uint8(images)[::3])
 
 
 @pytest.mark.parametrize(

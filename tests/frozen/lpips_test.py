@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,22 +7,15 @@ import pytest
 
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.lpips import LPIPS
-from nvg_jax.interop.frozen_names import frozen_variables
-from tests.published_networks import lpips_heads, reference, reference_image, vgg16
 
-
-@pytest.fixture(scope="module")
-def variables():
-    network = weights.NETWORKS["lpips"]
-    return jax.device_put(frozen_variables(vgg16() | lpips_heads(), network))
-
-
-_apply = jax.jit(LPIPS().apply)
+NETWORK = "lpips"
+_exact = LPIPS(precision="float32")
+_apply = jax.jit(_exact.apply)
 
 
 @jax.jit
 def _gradients(variables, a, b):
-    return jax.grad(lambda a, b: LPIPS().apply(variables, a, b).sum(), (0, 1))(a, b)
+    return jax.grad(lambda a, b: _exact.apply(variables, a, b).sum(), (0, 1))(a, b)
 
 
 def _images(seed, height=16, width=16):
@@ -28,9 +23,16 @@ def _images(seed, height=16, width=16):
     return jnp.asarray(rng.uniform(-1, 1, (2, height, width, 3)), jnp.float32)
 
 
-def test_distance_equals_the_reference(variables):
+def test_distance_equals_the_reference(variables, reference, reference_image):
     found = _apply(variables, reference_image("lpips.image_a"), reference_image("lpips.image_b"))
-    np.testing.assert_allclose(found, reference("lpips.distance"), rtol=1e-5)
+    np.testing.assert_allclose(found, reference["lpips.distance"], rtol=1e-5)
+
+
+@pytest.mark.parametrize(("module", "expected"), [(LPIPS(), "HIGH"), (_exact, "HIGHEST")])
+def test_every_convolution_has_the_precision(variables, module, expected):
+    jaxpr = str(jax.make_jaxpr(module.apply)(variables, _images(0), _images(1)))
+    assert set(re.findall(r"Precision\.(\w+)", jaxpr)) == {expected}
+    assert "None" not in re.findall(r"precision=(\w+)", jaxpr)
 
 
 def test_distance_is_symmetric_and_zero_only_for_equal_images(variables):

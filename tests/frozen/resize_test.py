@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 
 from nvg_jax.frozen import resize
 from nvg_jax.frozen.vit import normalise
-from tests.published_networks import reference, reference_image
 
 SIZES = [(5, 9), (16, 11), (7, 24), (30, 33), (1, 1)]
 sides = st.integers(1, 20)
@@ -21,16 +20,24 @@ def _noise(height, width):
     return np.random.default_rng(0).uniform(-1, 1, (2, height, width, 3)).astype(np.float32)
 
 
-def test_area_equals_the_reference():
-    resized = resize.area(reference_image("dino.area_resize.image"), (224, 224))
-    expected = reference("dino.area_resize.result")
-    np.testing.assert_allclose(_channels_first(resized)[:, :, ::8, ::8], expected, atol=1e-6)
-
-
-def test_bicubic_of_normalised_images_equals_the_reference():
-    resized = resize.bicubic(normalise(reference_image("dinov2.image")), (224, 224))
-    expected = reference("dinov2.preprocessed")
-    np.testing.assert_allclose(_channels_first(resized)[:, :, ::8, ::8], expected, atol=3e-5)
+@pytest.mark.parametrize(
+    ("resized", "name", "result", "tolerance"),
+    [
+        (resize.area, "dino.area_resize.image", "dino.area_resize.result", 1e-6),
+        (
+            lambda images, size: resize.bicubic(normalise(images), size),
+            "dinov2.image",
+            "dinov2.preprocessed",
+            3e-5,
+        ),
+    ],
+)
+def test_equals_the_reference(reference, reference_image, resized, name, result, tolerance):
+    """The results are every eighth pixel."""
+    expected = reference[result]
+    rows, columns = (8 * side for side in expected.shape[2:])
+    found = _channels_first(resized(reference_image(name), (rows, columns)))
+    np.testing.assert_allclose(found[:, :, ::8, ::8], expected, atol=tolerance)
 
 
 @pytest.mark.parametrize("size", SIZES)

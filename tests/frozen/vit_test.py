@@ -7,7 +7,7 @@ import pytest
 
 from nvg_jax.frozen import vit, weights
 from nvg_jax.interop.frozen_names import frozen_variables
-from tests.published_networks import dino_vits16, dinov2_vitb14, reference, reference_image
+from tests.published_networks import dino_vits16, dinov2_vitb14
 
 PATCH = 4
 
@@ -36,29 +36,30 @@ def _images(rows, columns):
     return jnp.asarray(rng.uniform(-1, 1, (2, PATCH * rows, PATCH * columns, 3)), jnp.float32)
 
 
-def test_dino_readouts_equal_the_reference():
-    network = weights.NETWORKS["dino"]
+def test_dino_readouts_equal_the_reference(reference, reference_image):
+    network, images = weights.NETWORKS["dino"], reference_image("dino.image")
     variables = frozen_variables(dino_vits16(), network)
-    found = _apply(network.module, variables, reference_image("dino.image"), method="readouts")
-    assert found.shape == (2, 5, 196, 384)
+    found = _apply(network.module, variables, images, method="readouts")
+    assert found.shape == (len(images), 5, np.prod(images.shape[1:3]) // 16**2, 384)
     for index in range(5):
-        expected = reference(f"dino.readout.{index}")
+        expected = reference[f"dino.readout.{index}"]
         assert _relative_error(found[:, index, ::7, ::8], expected) < 1e-5
 
 
-def test_dinov2_patch_tokens_equal_the_reference():
-    network = weights.NETWORKS["dinov2"]
+def test_dinov2_patch_tokens_equal_the_reference(reference, reference_image):
+    network, images = weights.NETWORKS["dinov2"], reference_image("dinov2.image")
     variables = jax.device_put(frozen_variables(dinov2_vitb14(), network))
+    side = 8 * reference["dinov2.preprocessed"].shape[-1] // 14  # Of which are every 8th pixel.
 
-    positions = network.module.apply(variables, (16, 16), method="position_embedding")
-    assert _relative_error(positions[:, ::8, ::8], reference("dinov2.pos_embed")) < 1e-5
+    positions = network.module.apply(variables, (side, side), method="position_embedding")
+    assert _relative_error(positions[:, ::8, ::8], reference["dinov2.pos_embed"]) < 1e-5
 
-    expected = reference("dinov2.patch_tokens")
+    expected = reference["dinov2.patch_tokens"]
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)):
         module = vit.dinov2_vitb14(dtype)
-        features = jax.jit(lambda *inputs, m=module: vit.dinov2_features(m, *inputs, (16, 16)))
-        found = features(variables, reference_image("dinov2.image"))
-        assert found.shape == (1, 256, 768) and found.dtype == jnp.float32
+        features = jax.jit(lambda *inputs, m=module: vit.dinov2_features(m, *inputs, (side, side)))
+        found = features(variables, images)
+        assert found.shape == (len(images), side**2, 768) and found.dtype == jnp.float32
         assert _relative_error(found[:, ::8, ::8], expected) < tolerance
 
 

@@ -26,6 +26,12 @@ class Model(nn.Module):
 
 
 EXAMPLE = jnp.ones((2, 5, 5, 2))
+
+
+def init(key):
+    return Model().init(key, EXAMPLE)
+
+
 RELEASE = Release(
     names=((r"kernel$", "weight"), (r"^layers/linear", "blocks.{}.fc"), (r"conv_in", "stem/conv")),
     ignored=re.compile(r"^head\."),
@@ -55,14 +61,14 @@ def test_the_translated_model_computes_what_the_released_one_does(tensors):
         layer = f"blocks.{index}.fc"
         x = torch.nn.functional.linear(x, t[f"{layer}.weight"], t[f"{layer}.bias"])
 
-    params = translate(tensors, parameter_shapes(Model(), EXAMPLE), RELEASE)
+    params = translate(tensors, parameter_shapes(init), RELEASE)
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     found = Model().apply({"params": params}, jnp.asarray(images, jnp.float32))
     np.testing.assert_allclose(found, x.numpy(), atol=1e-5)
 
 
 def test_what_is_ignored_may_be_there(tensors):
-    shapes = parameter_shapes(Model(), EXAMPLE)
+    shapes = parameter_shapes(init)
     expected = translate(tensors, shapes, RELEASE)
     actual = translate(tensors | {"head.weight": np.zeros(3)}, shapes, RELEASE)
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
@@ -73,7 +79,7 @@ def test_every_tensor_that_does_not_fit_is_named_in_one_line(tensors):
     tensors["start"] = tensors["start"][0]
     tensors["blocks.3.fc.weight"] = np.zeros((4, 4))
     with pytest.raises(UserError) as error:
-        translate(tensors, parameter_shapes(Model(), EXAMPLE), RELEASE)
+        translate(tensors, parameter_shapes(init), RELEASE)
     problems = str(error.value).removeprefix("these are other weights: ")
     assert set(problems.removesuffix(". Take the right ones").split("; ")) == {
         "blocks.1.fc.bias is missing",

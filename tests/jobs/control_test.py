@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvg_jax import granularity, jobs, visualize
+from nvg_jax import granularity, jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler as sampling
@@ -49,7 +49,7 @@ def test_samples_have_the_first_stages_of_a_reference(trained, model, tmp_path):
     config, _ = trained
     batch = next(iter(pipeline.evaluation_batches(config.data, "test[5:6]", 1)))
     path = str(tmp_path / "image.png")
-    Image.fromarray(visualize.to_uint8(batch["image"][0])).save(path)
+    Image.fromarray(pixels.to_uint8(batch["image"][0])).save(path)
     config.control.stages = 3
     config.control.content = True
     for reference in ("test:5", path):

@@ -12,7 +12,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from nvg_jax import jobs, visualize
+from nvg_jax import jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 
@@ -51,7 +51,7 @@ def real_images(trained):
     batches = pipeline.evaluation_batches(config.data, "train[:200]", 200)
     batch = next(iter(batches))
     path = f"{workdir}/real.npz"
-    images = visualize.to_uint8(batch["image"])
+    images = pixels.to_uint8(batch["image"])
     np.savez(path, arr_0=images, arr_1=batch["label"])
     return config, workdir, path, images
 

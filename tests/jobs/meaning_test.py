@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from configs import nvg_shapes
-from nvg_jax import sharding, visualize
+from nvg_jax import pixels, sharding
 from nvg_jax.data import pipeline, shapes
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import segmentation
@@ -81,7 +81,7 @@ def test_samples_are_compared_with_the_masks_that_guide_them(config, model, scen
         return sampling.decode(model.tokenizer, variables, sequence)
 
     decoded = jax.jit(decode)(model.tokenizer_variables, scenes["image"][:12])
-    objects = shapes.segment(visualize.to_uint8(decoded), np.asarray(scenes["label"][:12]))
+    objects = shapes.segment(pixels.to_uint8(decoded), np.asarray(scenes["label"][:12]))
     expected = segmentation.iou(np.asarray(scenes["segmentation_mask"][:12] == 1), objects).mean()
     np.testing.assert_allclose(found["guided_iou_reconstruction"], expected)
     picture = np.asarray(Image.open(tmp_path / "evaluation" / "guided.png"))

@@ -17,8 +17,8 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ml_collections import ConfigDict
 
-from nvg_jax import checkpoint, jobs, sharding
-from nvg_jax.data import pipeline, token_cache
+from nvg_jax import checkpoint, jobs, keys, sharding
+from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.errors import UserError
 from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.tokenizer import training as tokenizer_task
@@ -53,36 +53,33 @@ def _save_weights(config, random_variables, factor):
     checkpoint.save_weights(config.tokenizer.checkpoint, variables, tokenizer.architecture)
 
 
-def _tokenizer(config):
+@pytest.fixture
+def loaded(config):
+    """The tokenizer, its variables, and what a cache's meta says of them."""
     tokenizer = build_tokenizer(config)
-    abstract = sharding.abstract(
-        tokenizer.init, sharding.create_mesh(), jax.random.key(0), tokenizer.example()
-    )
-    weights = config.tokenizer.checkpoint
-    return tokenizer, checkpoint.load_weights(weights, abstract, tokenizer.architecture)
-
-
-def _meta(directory):
-    return token_cache.Meta(**json.loads((directory / "meta.json").read_text()))
+    variables = jobs.model.load_tokenizer(config, "unused", tokenizer)
+    fingerprint = token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision)
+    return tokenizer, variables, fingerprint
 
 
 def _shards(directory):
     return sorted(directory.glob("*.array_record"))
 
 
+def _times(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+
+
 def _records(directory):
     """Label, structure and tokens of all records, in their order."""
     source = ArrayRecordDataSource([str(path) for path in _shards(directory)])
-    meta = _meta(directory)
-    decoded = [token_cache.decode(meta, source[index]) for index in range(len(source))]
+    meta = token_records.Meta(**json.loads((directory / "meta.json").read_text()))
+    decoded = [token_records.decode(meta, source[index]) for index in range(len(source))]
     return {name: np.stack([record[name] for record in decoded]) for name in decoded[0]}
 
 
 def _assert_same(directory, other):
-    records, others = _records(directory), _records(other)
-    for name, values in records.items():
-        np.testing.assert_array_equal(values, others[name], err_msg=name)
-    assert [path.name for path in _shards(directory)] == [path.name for path in _shards(other)]
+    jax.tree.map(np.testing.assert_array_equal, _records(directory), _records(other))
     assert not list(directory.glob("*.part"))
 
 
@@ -95,13 +92,14 @@ def cache(config, tmp_path_factory):
     return workdir / "token_cache"
 
 
-def test_sequences_are_those_of_the_same_crops(config, cache):
-    tokenizer, variables = _tokenizer(config)
+def test_sequences_are_those_of_the_same_crops(config, loaded, cache):
+    tokenizer, variables, _ = loaded
     records = _records(cache)
     count = NUM_IMAGES * NUM_CROPS
     assert len(records["label"]) == count
+    seed = keys.integer(config.seed, "token cache")
     crops = pipeline.crop_batches(
-        config.data, config.data.train_split, range(0, count, 45), batch_size=45, seed=config.seed
+        config.data, config.data.train_split, range(0, count, 45), batch_size=45, seed=seed
     )
     with contextlib.closing(crops):
         for start, batch in zip(range(0, count, 45), crops, strict=True):
@@ -114,8 +112,8 @@ def test_sequences_are_those_of_the_same_crops(config, cache):
     assert (records["structure"][:NUM_IMAGES] != records["structure"][NUM_IMAGES:]).any()
 
 
-def test_meta_says_what_is_there(config, cache):
-    tokenizer, variables = _tokenizer(config)
+def test_meta_says_what_is_there(config, loaded, cache):
+    tokenizer, _, fingerprint = loaded
     assert json.loads((cache / "meta.json").read_text()) == {
         "dataset": "digits",
         "split": "train[:90]",
@@ -123,12 +121,12 @@ def test_meta_says_what_is_there(config, cache):
         "resize_ratio": 1.25,
         "num_classes": 10,
         "architecture": tokenizer.architecture,
-        "fingerprint": token_cache.fingerprint(variables),
+        "fingerprint": fingerprint,
         "num_positions": 16,
         "vocab_size": 16,
         "num_images": 90,
         "num_crops": 2,
-        "seed": 0,
+        "seed": keys.integer(config.seed, "token cache"),
         "shard_size": 50,
         "format_version": 1,
     }
@@ -137,24 +135,21 @@ def test_meta_says_what_is_there(config, cache):
     ]
 
 
-def test_what_is_made_is_what_training_reads(config, cache):
-    tokenizer, variables = _tokenizer(config)
-    iterator = token_cache.train_iterator(
-        cache,
-        config.data,
-        tokenizer.architecture,
-        token_cache.fingerprint(variables),
-        batch_size=30,
-        seed=0,
+def _open(config, cache, architecture, fingerprint):
+    return token_cache.train_iterator(
+        cache, config.data, architecture, fingerprint, batch_size=30, seed=0
     )
-    with contextlib.closing(iterator):
-        batches = [next(iterator) for _ in range(3)]
-    labels = np.concatenate([batch["label"] for batch in batches])
+
+
+def test_what_is_made_is_what_training_reads(config, loaded, cache):
+    tokenizer, _, fingerprint = loaded
+    with contextlib.closing(_open(config, cache, tokenizer.architecture, fingerprint)) as iterator:
+        labels = np.concatenate([next(iterator)["label"] for _ in range(3)])
     np.testing.assert_array_equal(np.sort(labels), np.sort(_records(cache)["label"][:NUM_IMAGES]))
 
 
 def test_an_interrupted_job_goes_on(config, cache, tmp_path, monkeypatch, caplog):
-    encode, calls = token_cache.encode, []
+    encode, calls = token_records.encode, []
 
     def failing(*args):
         calls.append(args)
@@ -163,7 +158,7 @@ def test_an_interrupted_job_goes_on(config, cache, tmp_path, monkeypatch, caplog
         return encode(*args)
 
     config.token_cache.directory = str(tmp_path)
-    monkeypatch.setattr(token_cache, "encode", failing)
+    monkeypatch.setattr(token_records, "encode", failing)
     with pytest.raises(KeyboardInterrupt):
         jobs.tokenize(config, "unused")
     (finished,) = _shards(tmp_path)
@@ -173,13 +168,13 @@ def test_an_interrupted_job_goes_on(config, cache, tmp_path, monkeypatch, caplog
         jobs.tokenize(config, "unused")
     assert finished.stat().st_mtime_ns == before
     _assert_same(tmp_path, cache)
-    assert f"180 sequences of 90 images are in {tmp_path}, " in caplog.text
+    assert f"180 sequences of 90 images are in {tmp_path}, 48 bytes each: " in caplog.text
 
 
 def test_a_finished_job_changes_nothing(config, cache):
-    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    before = _times(cache)
     jobs.tokenize(config, str(cache.parent))
-    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert before == _times(cache)
 
 
 def test_the_batch_size_changes_nothing(config, cache, tmp_path):
@@ -188,23 +183,19 @@ def test_the_batch_size_changes_nothing(config, cache, tmp_path):
     _assert_same(tmp_path / "token_cache", cache)
 
 
-def test_another_tokenizer_is_refused(config, cache, random_variables, tmp_path):
+def test_another_tokenizer_is_refused(config, loaded, cache, random_variables, tmp_path):
+    """One of other parameters, and one of another precision."""
     config.tokenizer.checkpoint = str(tmp_path / "weights")
     _save_weights(config, random_variables, 2.0)
-    tokenizer, variables = _tokenizer(config)
-    before = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
-    with pytest.raises(UserError, match="was made with fingerprint .* but this config has finger"):
+    before = _times(cache)
+    message = "was made with fingerprint .* but this config has finger"
+    with pytest.raises(UserError, match=message):
         jobs.tokenize(config, str(cache.parent))
-    with pytest.raises(UserError, match="was made with fingerprint"):
-        token_cache.train_iterator(
-            cache,
-            config.data,
-            tokenizer.architecture,
-            token_cache.fingerprint(variables),
-            batch_size=4,
-            seed=0,
-        )
-    assert before == {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    tokenizer, variables, _ = loaded
+    other = token_cache.fingerprint(sharding.on_host(variables), "bfloat16")
+    with pytest.raises(UserError, match=message):
+        _open(config, cache, tokenizer.architecture, other)
+    assert before == _times(cache)
 
 
 @pytest.mark.parametrize("name", ["num_crops", "batch_size", "shard_size"])
@@ -215,24 +206,10 @@ def test_numbers_below_one(config, tmp_path, name):
     assert not list(tmp_path.iterdir())
 
 
-_JOB = """
-import json, sys
-import jax
-from ml_collections import ConfigDict
-from nvg_jax import cli, jobs
-
-config, workdir, *distributed = sys.argv[1:]
-if distributed:
-    jax.config.update("jax_platforms", "cpu")
-    jax.distributed.initialize(distributed[0], num_processes=2, process_id=int(distributed[1]))
-jobs.tokenize(ConfigDict(json.loads(config)), workdir)
-"""
-
-
 def _start(config, workdir, *distributed):
-    changed = config.to_json_best_effort()
+    arguments = [config.to_json_best_effort(), str(workdir), *distributed]
     return subprocess.Popen(
-        [sys.executable, "-c", _JOB, changed, str(workdir), *distributed],
+        [sys.executable, "tests/programs/tokenize_job.py", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -245,28 +222,18 @@ def test_a_killed_job_goes_on(config, cache, tmp_path):
     config.token_cache.shard_size = 3
     config.token_cache.batch_size = 1
     directory = tmp_path / "token_cache"
-    kills = 0
-    while True:
+    for _ in range(3):
         finished = len(_shards(directory))
         with _start(config, tmp_path) as process:
-            while process.poll() is None and not (
-                kills < 3 and len(_shards(directory)) >= finished + 5
-            ):
+            while process.poll() is None and len(_shards(directory)) < finished + 5:
                 time.sleep(0.002)
-            if process.poll() is None:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                process.wait()
-                assert len(_shards(directory)) < 60
-                continue
-            output = process.stdout.read()
-        assert process.returncode == 0, output
-        break
-    assert kills == 3
-    records, others = _records(directory), _records(cache)
-    for name, values in records.items():
-        np.testing.assert_array_equal(values, others[name], err_msg=name)
-    assert not list(directory.glob("*.part"))
+            assert process.poll() is None, process.stdout.read()
+            process.send_signal(signal.SIGKILL)
+        assert len(_shards(directory)) < 60
+    with _start(config, tmp_path) as process:
+        output = process.stdout.read()
+    assert process.returncode == 0, output
+    _assert_same(directory, cache)
 
 
 @pytest.mark.slow
@@ -281,4 +248,6 @@ def test_two_processes_make_the_same_files(config, cache, tmp_path):
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
-    _assert_same(tmp_path / "token_cache", cache)
+    directory = tmp_path / "token_cache"
+    assert [path.name for path in _shards(directory)] == [path.name for path in _shards(cache)]
+    _assert_same(directory, cache)

@@ -1,0 +1,101 @@
+"""What a token cache holds, and the bytes of its records.
+
+Record n is crop n of `pipeline.crop_batches`: of N images, the (n // N)-th crop of image n % N. It
+is the label, the structure and the tokens, each in the smallest unsigned type that holds it, little
+endian: 1,280 bytes for 256 positions, 4,096 codes and 1,000 classes.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a cache holds; its `meta.json`.
+
+    dataset, split, image_size, resize_ratio, num_classes: as in `config.data`.
+    architecture, fingerprint: of the tokenizer, which has `num_positions` and `vocab_size`.
+    num_crops: of each of `num_images`, drawn with `seed`.
+    shard_size: records per file.
+    """
+
+    dataset: str
+    split: str
+    image_size: int
+    resize_ratio: float
+    num_classes: int
+    architecture: str
+    fingerprint: str
+    num_positions: int
+    vocab_size: int
+    num_images: int
+    num_crops: int
+    seed: int
+    shard_size: int
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def num_records(self) -> int:
+        return self.num_images * self.num_crops
+
+    @property
+    def shards(self) -> dict[str, range]:
+        """The numbers of the records in each file, by its name."""
+        count = math.ceil(self.num_records / self.shard_size)
+        return {
+            f"tokens-{index:05}-of-{count:05}.array_record": range(self.num_records)[
+                index * self.shard_size : (index + 1) * self.shard_size
+            ]
+            for index in range(count)
+        }
+
+    @functools.cached_property
+    def record_type(self) -> np.dtype:
+        """A record, as NumPy's packed structure."""
+
+        def smallest(count: int) -> np.dtype:
+            return np.min_scalar_type(count - 1).newbyteorder("<")
+
+        length = self.num_positions
+        return np.dtype(
+            [
+                ("label", smallest(self.num_classes)),
+                ("structure", smallest(length), length),
+                ("tokens", smallest(self.vocab_size), 2 * length - 1),
+            ]
+        )
+
+
+def data_fields(config: ConfigDict) -> dict[str, Any]:
+    """The fields of `Meta` that stand in `config.data`."""
+    names = ("dataset", "image_size", "resize_ratio", "num_classes")
+    return {"split": config.train_split} | {name: config[name] for name in names}
+
+
+def encode(
+    meta: Meta,
+    label: Int[np.ndarray, "B"],
+    structure: Int[np.ndarray, "B L"],
+    tokens: Int[np.ndarray, "B heap"],
+) -> list[bytes]:
+    """The records of a batch."""
+    rows = np.empty(len(label), meta.record_type)
+    rows["label"], rows["structure"], rows["tokens"] = label, structure, tokens
+    return [row.tobytes() for row in rows]
+
+
+def decode(meta: Meta, record: bytes) -> dict[str, np.ndarray | np.integer]:
+    """Structure [L], tokens [2L-1] and label [] of a record, in the types in which they are kept.
+
+    Raises ValueError for bytes of another length.
+    """
+    (row,) = np.frombuffer(record, meta.record_type)
+    return {name: row[name] for name in meta.record_type.names}
