@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from nvg_jax import pixels, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import reference
+from nvg_jax.evaluation import reference, streams
 from nvg_jax.evaluation.archive import Samples
-from nvg_jax.evaluation.streams import Seen, concatenate
+from nvg_jax.evaluation.streams import Seen
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.tokenizer.model import Tokenizer
 
@@ -107,6 +107,7 @@ class Resources:
     workdir: str
     mesh: Mesh
     tokenizer: Tokenizer
+    tokenizer_variables: Any
     needs: frozenset[str]
     networks: dict[str, Frozen]
     generate: Callable[..., UInt8[np.ndarray, "N height width 3"]]
@@ -131,12 +132,11 @@ class Resources:
     ) -> tuple[UInt8[np.ndarray, "N height width 3"], Int[np.ndarray, "N"]]:
         """All images of the training split and their classes."""
         parts = []
-        for batch in pipeline.evaluation_batches(
-            self.config.data, self.config.data.train_split, 256
-        ):
+        data = self.config.data
+        for batch in pipeline.evaluation_batches(data, data.train_split, 256):
             images, labels = batch["image"][batch["mask"]], batch["label"][batch["mask"]]
             parts.append((pixels.to_uint8(images), labels))
-        return concatenate(parts)
+        return streams.concatenate(parts)
 
     def save_picture(self, name: str, picture: visualize.Picture) -> None:
         """Writes `evaluation/<name>`, by one process."""
@@ -174,3 +174,23 @@ def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
         if "masks" in kind.needs:
             pipeline.evaluation_batches(config.data, config.data.eval_split, 1, masks=True)
     return chosen
+
+
+def measure(metrics: list[Metric], resources: Resources) -> dict[str, Any]:
+    """The results of all, after one pass over each stream that one of them looks at."""
+    config, mesh, size = resources.config, resources.mesh, resources.config.evaluation.batch_size
+    for stream in ("split", "samples"):
+        looking = [metric for metric in metrics if stream in metric.streams]
+        if not looking:
+            continue
+        if stream == "split":
+            masks = "masks" in resources.needs
+            batches = streams.of_split(config.data, config.data.eval_split, mesh, size, masks)
+        else:
+            batches = streams.of_images(*resources.samples, mesh, size, stream)
+        seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
+        streams.measure(looking, stream, batches, *seeing)
+    results: dict[str, Any] = {}
+    for metric in metrics:
+        results |= metric.result(resources)
+    return results

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from nvg_jax import keys, sharding
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import metric, reference, small_classifier, streams
+from nvg_jax.evaluation import metric, reference, small_classifier
 from nvg_jax.evaluation.archive import Samples, load_samples, save_samples
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.generator.sampler import Given
@@ -28,14 +28,10 @@ log = logging.getLogger(__name__)
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Measures what `config.evaluation.metrics` names, prints it and writes `evaluation.json`.
 
-    There is one pass over `config.data.eval_split` and one over the samples, which are new ones or
-    those of `config.evaluation.samples`. The metrics are described in `evaluation.metric`; with
-    `config.evaluation.num_samples` 0 those of the generator are left out. The file also says what
-    was measured: the dataset, the split, the samples and the network that looked at them.
-
-    Raises:
-      UserError: what `metric.choose`, the metrics and the files raise; mistakes are found before
-        anything is measured.
+    The metrics are those of `evaluation.metric`. The samples are new ones, which are kept, or those
+    of `config.evaluation.samples`. The file also says what was measured: the dataset, the split,
+    the samples and the network that looked at them. Mistakes, which are UserErrors, are found
+    before anything is measured.
     """
     path, settings = config.evaluation.samples, config.evaluation
     samples = load_samples(path, config.data.image_size) if path else None
@@ -44,33 +40,30 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     given_reference = reference.given(config, needs)
     new_samples = not path and any(m.least_samples for m in metrics)
     generates = new_samples or "generator" in needs
-    if generates:
-        requested_classes(config, 1)
+    class_ids = requested_classes(config, settings.num_samples) if generates else None
     mesh = sharding.create_mesh(config.mesh)
     with jax.set_mesh(mesh):
         model = load_model(config, workdir, with_generator=generates)
         networks = _networks(config, workdir, mesh, needs)
-        if new_samples:
-            samples = _new_samples(config, workdir, model)
-        looking = {
-            stream: [m for m in metrics if stream in m.streams] for stream in ("split", "samples")
-        }
-        seeing = (model.tokenizer, model.tokenizer_variables, networks)
-        if looking["split"]:
-            batches = streams.of_split(
-                config.data, config.data.eval_split, mesh, settings.batch_size, "masks" in needs
-            )
-            streams.measure(looking["split"], "split", batches, *seeing)
-        if looking["samples"]:
-            batches = streams.of_images(*samples, mesh, settings.batch_size, "samples")
-            streams.measure(looking["samples"], "samples", batches, *seeing)
         make = functools.partial(_generate, config, model)
+        if new_samples:
+            samples = Samples(make(class_ids, "evaluation samples"), class_ids)
+            if jax.process_index() == 0:
+                save_samples(output_directory(workdir, "evaluation") / "samples.npz", samples)
+                log.info("wrote the samples that are measured: %s/evaluation/samples.npz", workdir)
         resources = metric.Resources(
-            config, workdir, mesh, model.tokenizer, needs, networks, make, given_reference, samples
+            config,
+            workdir,
+            mesh,
+            model.tokenizer,
+            model.tokenizer_variables,
+            needs,
+            networks,
+            make,
+            given_reference,
+            samples,
         )
-        results: dict[str, Any] = {}
-        for m in metrics:
-            results |= m.result(resources)
+        results = metric.measure(metrics, resources)
     for name, value in results.items():
         shown = " ".join(f"{v:.3f}" for v in np.atleast_1d(value))
         print(f"{name:>26}  {shown}")
@@ -92,19 +85,17 @@ def _networks(
     config: ConfigDict, workdir: str, mesh: Mesh, needs: frozenset[str]
 ) -> dict[str, Frozen]:
     """The networks that are needed: 'lpips', and 'features', which the config names."""
-    networks = {}
+    networks, name = {}, config.evaluation.features
     if "lpips" in needs:
         networks["lpips"] = frozen_network(config, "lpips")
-    if "features" in needs:
-        name = config.evaluation.features
-        if name not in ("inception", "classifier"):
-            raise UserError(
-                f"config.evaluation.features={name} is neither 'inception' nor 'classifier'"
-            )
-        if name == "inception":
-            networks["features"] = frozen_network(config, name)
-        else:
-            networks["features"] = small_classifier.trained(config, workdir, mesh)
+    if "features" in needs and name == "classifier":
+        networks["features"] = small_classifier.trained(config, workdir, mesh)
+    elif "features" in needs and name == "inception":
+        networks["features"] = frozen_network(config, name)
+    elif "features" in needs:
+        raise UserError(
+            f"config.evaluation.features={name} is neither 'inception' nor 'classifier'"
+        )
     return networks
 
 
@@ -121,14 +112,3 @@ def _generate(
     seed = keys.named(config.seed, purpose)
     batches = generate(model, settings, class_ids, batch_size, seed, given, quiet)
     return collect(batches, len(class_ids))
-
-
-def _new_samples(config: ConfigDict, workdir: str, model: Model) -> Samples:
-    """`config.evaluation.num_samples` of all requested classes in turn; they are kept."""
-    class_ids = requested_classes(config, config.evaluation.num_samples)
-    samples = Samples(_generate(config, model, class_ids, "evaluation samples"), class_ids)
-    if jax.process_index() == 0:
-        path = output_directory(workdir, "evaluation") / "samples.npz"
-        save_samples(path, samples)
-        log.info("wrote the samples that are measured: %s", path)
-    return samples

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvg_jax import granularity, jobs, visualize
+from nvg_jax import granularity, jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.generator import sampler as sampling
+from nvg_jax.generator.sampler import Given
 from nvg_jax.jobs.given import given_stages, reference_image
 
 
@@ -49,7 +49,7 @@ def test_samples_have_the_first_stages_of_a_reference(trained, model, tmp_path):
     config, _ = trained
     batch = next(iter(pipeline.evaluation_batches(config.data, "test[5:6]", 1)))
     path = str(tmp_path / "image.png")
-    Image.fromarray(visualize.to_uint8(batch["image"][0])).save(path)
+    Image.fromarray(pixels.to_uint8(batch["image"][0])).save(path)
     config.control.stages = 3
     config.control.content = True
     for reference in ("test:5", path):
@@ -76,7 +76,7 @@ def test_sequences_can_be_given_sample_by_sample(trained, model):
     structure = rng.permuted(np.tile(np.arange(16, dtype=np.int32), (7, 1)), axis=1)
     tokens = rng.integers(0, 16, (7, 31), np.int32)
     reference = granularity.GranularitySequence(structure, tokens)
-    sequence = _sequences(config, model, sampling.Given(reference, 5, 5))
+    sequence = _sequences(config, model, Given(reference, 5, 5))
     np.testing.assert_array_equal(sequence.structure, structure)
     np.testing.assert_array_equal(sequence.tokens, tokens)
 
