@@ -28,7 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from nvg_jax.errors import UserError
 
@@ -99,18 +99,11 @@ def structure_at(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"
     return structure_from_labels(labels_at(structure, stage), stage)
 
 
-def token_counts(
-    tokens: Int[Array, "B heap"], vocab_size: int, mask: Bool[Array, "B"] | None = None
-) -> Int[Array, "stages V"]:
-    """How often each stage uses each code; images with a false `mask` do not count."""
+def token_counts(tokens: Int[Array, "B heap"], vocab_size: int) -> Int[Array, "stages V"]:
+    """How often each stage uses each code, in all images of the batch together."""
     num_stages = last_stage((tokens.shape[-1] + 1) // 2) + 1
-    weight = jnp.ones(tokens.shape[:1], jnp.int32) if mask is None else mask.astype(jnp.int32)
-    counts = []
-    for stage in range(num_stages):
-        codes = stage_tokens(tokens, stage)
-        zeros = jnp.zeros((vocab_size,), jnp.int32)
-        counts.append(zeros.at[codes].add(jnp.broadcast_to(weight[:, None], codes.shape)))
-    return jnp.stack(counts)
+    none = jnp.zeros((vocab_size,), jnp.int32)
+    return jnp.stack([none.at[stage_tokens(tokens, k)].add(1) for k in range(num_stages)])
 
 
 def codebook_usage(

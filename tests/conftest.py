@@ -48,12 +48,6 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
-@pytest.fixture(scope="session")
-def golden_directory() -> pathlib.Path:
-    """The reference arrays; others of the same form can be put in their place."""
-    return pathlib.Path(os.environ.get("NVG_JAX_GOLDEN", pathlib.Path(__file__).parent / "golden"))
-
-
 class Golden(NamedTuple):
     """A module, its variables, the `state_dict` they come from, and the reference arrays."""
 

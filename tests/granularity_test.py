@@ -13,6 +13,7 @@ LAST_STAGE = 4
 LENGTH = 2**LAST_STAGE
 stages = st.integers(0, LAST_STAGE)
 seeds = st.integers(0, 2**32 - 1)
+count = jax.jit(granularity.token_counts, static_argnums=1)
 
 
 def _structure(seed, batch=2, length=LENGTH):
@@ -187,3 +188,43 @@ def test_drawn_halves_follow_the_odds(seed):
     gumbel = jax.random.gumbel(jax.random.key(seed), scores.shape)
     children = granularity.balanced_split(scores, jnp.zeros((4096, 2), jnp.int32), 1, gumbel)
     assert abs(children[:, 0].mean() - 2 / 3) < 0.045  # Six standard deviations.
+
+
+def counts_reference(tokens, vocab_size):
+    num_stages = (tokens.shape[1] + 1).bit_length() - 1
+    counts = np.zeros((num_stages, vocab_size), int)
+    for image in tokens:
+        for slot, code in enumerate(image):
+            counts[(slot + 1).bit_length() - 1, code] += 1
+    return counts
+
+
+@given(seeds, st.sampled_from([(1, 2), (3, 5), (4, 3)]))
+def test_counts_equal_a_loop_over_the_heap(seed, stage_and_batch):
+    last_stage, batch = stage_and_batch
+    tokens = np.random.default_rng(seed).integers(
+        0, 7, (batch, 2 ** (last_stage + 1) - 1), np.int32
+    )
+    np.testing.assert_array_equal(count(tokens, 7), counts_reference(tokens, 7))
+
+
+def test_counts_refuse_what_is_no_heap():
+    with pytest.raises(UserError, match="power of two"):
+        granularity.token_counts(jnp.zeros((1, 11), jnp.int32), 4)
+
+
+def test_usage_by_stage_and_overall():
+    counts = np.array([[3, 0, 0, 0], [1, 1, 0, 0], [0, 2, 0, 5]])
+    by_stage, overall = granularity.codebook_usage(counts)
+    np.testing.assert_allclose(by_stage, [0.25, 0.5, 0.5])
+    assert overall == 0.75
+
+
+@given(seeds, st.sampled_from([1, 8, 40]))
+def test_usage_agrees_with_the_set_of_codes(seed, vocab_size):
+    tokens = np.random.default_rng(seed).integers(0, vocab_size, (3, 15), np.int32)
+    by_stage, overall = granularity.codebook_usage(np.asarray(count(tokens, vocab_size)))
+    assert overall == len(np.unique(tokens)) / vocab_size
+    for stage, share in enumerate(by_stage):
+        codes = tokens[:, granularity.stage_slice(stage)]
+        assert share == len(np.unique(codes)) / vocab_size

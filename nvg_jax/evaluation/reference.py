@@ -7,37 +7,97 @@ with `arr_0` alone is a batch of images of which the statistics are made.
 
 from __future__ import annotations
 
+import logging
 import math
-import zipfile
+import tempfile
+from collections.abc import Set
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 from jax.sharding import Mesh
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from nvg_jax import pixels
+from nvg_jax.data import pipeline
+from nvg_jax.data.token_cache import fingerprint
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import features
+from nvg_jax.evaluation import archive, streams
 from nvg_jax.evaluation.distribution import Accumulator, Statistics
 from nvg_jax.frozen.weights import Frozen
+
+log = logging.getLogger(__name__)
 
 _NUM_IMAGES = 10_000  # As many as the ADM evaluation suite's references hold.
 
 
 class Reference(NamedTuple):
-    """Real images to measure samples against.
+    """Real images, and what a network sees in them.
 
     images: for precision and recall; None where the file has none.
     pool, spatial: statistics of all real images' features; None if only the images are there.
     source: what they were made from, where that is known; else ''.
+    features: the images' pool features, if they have been looked at.
     """
 
-    images: UInt8[np.ndarray, "N H W 3"] | None
+    images: UInt8[np.ndarray, "M height width 3"] | None
     pool: Statistics | None
     spatial: Statistics | None
     source: str
+    features: Float[np.ndarray, "M D"] | None = None
+
+
+def load(path: epath.PathLike, image_size: int) -> Reference:
+    """Reads a reference; UserError if the file is none, or its images are not of this size."""
+    arrays = archive.load(path, image_size)
+
+    def statistics(mean: str, covariance: str) -> Statistics | None:
+        if mean not in arrays or covariance not in arrays:
+            return None
+        return Statistics(*(arrays[name].astype(np.float64) for name in (mean, covariance)))
+
+    pool, spatial = statistics("mu", "sigma"), statistics("mu_s", "sigma_s")
+    if pool is None and "arr_0" not in arrays:
+        raise UserError(
+            f"{path} is no reference: it has neither images (arr_0) nor statistics (mu, sigma)"
+        )
+    return Reference(arrays.get("arr_0"), pool, spatial, str(arrays.get("source", "")))
+
+
+def given(config: ConfigDict, needs: Set[str]) -> Reference | None:
+    """What `config.evaluation.reference` names, if anything; UserError if it has not what the
+    metrics need."""
+    path = config.evaluation.reference
+    if not path or "reference" not in needs:
+        return None
+    reference = load(path, config.data.image_size)
+    if "reference_images" in needs and reference.images is None:
+        raise UserError(f"{path} has no images (arr_0), which precision_recall needs")
+    if "reference_spatial" in needs and reference.spatial is None and reference.pool is not None:
+        raise UserError(f"{path} has no statistics for sfid (mu_s, sigma_s)")
+    return reference
+
+
+def of_split(config: ConfigDict, workdir: str, network: Frozen, mesh: Mesh) -> Reference:
+    """The reference of the training split, made once and kept in the workdir."""
+    data = config.data
+    source = (
+        f"{data.dataset} {data.train_split}, {data.image_size} pixels resized by "
+        f"{data.resize_ratio}, {config.evaluation.features} {fingerprint(network.variables)}"
+    )
+    path = epath.Path(workdir) / "reference.npz"
+    if path.exists():
+        reference = load(path, data.image_size)
+        if reference.source == source:
+            return reference
+        log.info("%s is of %s: it is made again", path, reference.source)
+    reference = make(data, network, mesh, config.evaluation.batch_size, source)
+    if jax.process_index() == 0:
+        save(path, reference)
+        log.info("wrote the reference of %s: %s", data.train_split, path)
+    return reference
 
 
 def make(
@@ -45,79 +105,43 @@ def make(
 ) -> Reference:
     """The reference of the training split of `data`, a `config.data`, with a progress bar.
 
-    It keeps 10,000 of the images, evenly spaced. Raises UserError for fewer than two images.
+    It keeps 10,000 of the images, evenly spaced, on the disk. Raises UserError for fewer than two.
     """
-    batches = features.of_split(data, data.train_split, mesh, device_batch_size)
-    every = math.ceil(batches.num_examples / _NUM_IMAGES)
-    pool, spatial, images, count = Accumulator(), Accumulator(), [], 0
-    look = features.extractor(network)
-    for batch in batches:
-        seen = look(batch["image"])
-        seen, shown = features.gather((seen, batch["image"]), batch["mask"])
+    count = pipeline.num_examples(data, data.train_split)
+    every = math.ceil(count / _NUM_IMAGES)
+    shape = (math.ceil(count / every), data.image_size, data.image_size, 3)
+    images = np.memmap(tempfile.TemporaryFile(), np.uint8, "w+", shape=shape)
+    pool, spatial, features, start, kept = Accumulator(), Accumulator(), [], 0, 0
+    for batch in streams.of_split(data, data.train_split, mesh, device_batch_size):
+        found = streams.apply(*network, batch["image"]), pixels.to_uint8(batch["image"])
+        seen, stored = streams.gather(found, batch["mask"])
         pool.add(seen.pool)
         spatial.add(seen.spatial)
-        images.append(pixels.to_uint8(shown[-count % every :: every]))
-        count += len(shown)
-    return Reference(np.concatenate(images), pool.statistics(), spatial.statistics(), source)
+        chosen = slice(-start % every, None, every)
+        features.append(seen.pool[chosen])
+        images[kept : kept + len(features[-1])] = stored[chosen]
+        start, kept = start + len(stored), kept + len(features[-1])
+    statistics = pool.statistics(), spatial.statistics()
+    return Reference(images, *statistics, source, np.concatenate(features))
+
+
+def looked_at(reference: Reference, network: Frozen, mesh: Mesh, batch_size: int) -> Reference:
+    """With the features of the images, and statistics if there are none yet."""
+    pool, spatial, features = Accumulator(), Accumulator(), []
+    batches = streams.of_images(reference.images, None, mesh, batch_size, "reference")
+    for seen in streams.extract(network, batches):
+        pool.add(seen.pool)
+        spatial.add(seen.spatial)
+        features.append(seen.pool)
+    reference = reference._replace(features=np.concatenate(features))
+    if reference.pool is not None:
+        return reference
+    return reference._replace(pool=pool.statistics(), spatial=spatial.statistics())
 
 
 def save(path: epath.PathLike, reference: Reference) -> None:
     """Writes a reference that `make` returned."""
     (mu, sigma), (mu_s, sigma_s) = reference.pool, reference.spatial
+    arrays = {"mu": mu, "sigma": sigma, "mu_s": mu_s, "sigma_s": sigma_s}
     with epath.Path(path).open("wb") as file:
-        np.savez(
-            file,
-            arr_0=reference.images,
-            mu=mu,
-            sigma=sigma,
-            mu_s=mu_s,
-            sigma_s=sigma_s,
-            source=reference.source,
-        )
-
-
-def load(path: epath.PathLike) -> Reference:
-    """Reads a reference; UserError if the file is none."""
-    arrays = load_arrays(path)
-
-    def statistics(mean: str, covariance: str) -> Statistics | None:
-        if mean not in arrays or covariance not in arrays:
-            return None
-        return Statistics(*(np.asarray(arrays[name], np.float64) for name in (mean, covariance)))
-
-    reference = Reference(
-        arrays.get("arr_0"),
-        statistics("mu", "sigma"),
-        statistics("mu_s", "sigma_s"),
-        str(arrays.get("source", "")),
-    )
-    if reference.images is not None:
-        check_images(reference.images, path)
-    elif reference.pool is None:
-        raise UserError(
-            f"{path} is no reference: it has neither images (arr_0) nor statistics (mu, sigma)"
-        )
-    return reference
-
-
-def load_arrays(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, none of which is unpickled; UserError if it cannot be read."""
-    try:
-        with epath.Path(path).open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if isinstance(arrays, np.ndarray):
-                raise UserError(f"{path} is no .npz file: it holds a single array, without a name")
-            return dict(arrays)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no .npz file: {' '.join(str(error).split())}") from None
-
-
-def check_images(images: np.ndarray, path: epath.PathLike) -> None:
-    """UserError if an array is no batch of images."""
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not len(images):
-        raise UserError(
-            f"arr_0 of {path} is {images.dtype} {list(images.shape)}: it has to be images, uint8 "
-            "[N, H, W, 3]"
-        )
+        np.savez(file, arr_0=reference.images, source=reference.source, **arrays)

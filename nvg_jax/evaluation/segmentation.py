@@ -5,17 +5,29 @@ Bears on whether the structure of an image has a meaning, which the paper leaves
 
 import numpy as np
 from einops import reduce
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from nvg_jax import granularity
 from nvg_jax.errors import UserError
 
 
+def object_masks(
+    masks: UInt8[np.ndarray, "B height width"], dataset: str
+) -> Bool[np.ndarray, "B height width"]:
+    """True where the object is; UserError if the masks of the dataset are of several objects."""
+    if masks.max() > 1:
+        raise UserError(
+            f"the masks of {dataset} have {masks.max() + 1} segments: structure_miou is defined "
+            "for two, an object (1) and its background (0)"
+        )
+    return masks == 1
+
+
 def structure_miou(
     structure: Int[Array | np.ndarray, "B L"],
-    masks: Bool[np.ndarray, "B H W"],
+    masks: Bool[np.ndarray, "B height width"],
     grid: tuple[int, int],
-) -> Float[np.ndarray, "B S"]:
+) -> Float[np.ndarray, "B stages"]:
     """Mean IoU of object and background at every stage k = 0..K, in [0, 1].
 
     The 2^k clusters of the stage are assigned to the two segments in the way that gives the highest
@@ -24,7 +36,7 @@ def structure_miou(
 
     Args:
       structure: each position's leaf, a permutation of 0..L-1 per image.
-      masks: True where the object is. A position stands for a block of H/h x W/w pixels.
+      masks: True where the object is. A position stands for a block of pixels.
       grid: (h, w) of the latent positions, h * w = L.
 
     Raises:
@@ -64,7 +76,9 @@ def _best_miou(per_cluster: Int[np.ndarray, "B N"], num_pixels: int) -> Float[np
     return ((object_iou + background_iou) / 2).max(axis=1)
 
 
-def iou(a: Bool[np.ndarray, "B H W"], b: Bool[np.ndarray, "B H W"]) -> Float[np.ndarray, "B"]:
+def iou(
+    a: Bool[np.ndarray, "B height width"], b: Bool[np.ndarray, "B height width"]
+) -> Float[np.ndarray, "B"]:
     """Intersection over union of two masks, in [0, 1]; 1 if both are empty."""
     return _ratio((a & b).sum(axis=(1, 2)), (a | b).sum(axis=(1, 2)))
 

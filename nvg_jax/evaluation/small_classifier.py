@@ -8,18 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from etils import epath
+from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 from tqdm import trange
 
+from nvg_jax import checkpoint, keys, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.frozen.inception import ImageFeatures
 from nvg_jax.frozen.weights import Frozen
+
+log = logging.getLogger(__name__)
 
 _SMALLEST_MAP = 4
 _SPATIAL_CHANNELS = 7  # As many as sFID takes of Inception.
@@ -39,12 +45,12 @@ class SmallClassifier(nn.Module):
             f"classifier({self.num_classes} classes, {self.image_size} pixels, width {self.width})"
         )
 
-    def example(self) -> Float[Array, "1 H W 3"]:
+    def example(self) -> Float[Array, "1 height width 3"]:
         """Input for `init`."""
         return jnp.zeros((1, self.image_size, self.image_size, 3))
 
     @nn.compact
-    def __call__(self, images: Float[Array, "B H W 3"]) -> ImageFeatures:
+    def __call__(self, images: Float[Array, "B height width 3"]) -> ImageFeatures:
         """The features of images in [-1, 1]; `pool` is of the network's width."""
         # Large images are mostly looked at in half their size.
         x = self._layer(images, self.width // 2, 1 if self.image_size <= 32 else 2)
@@ -55,12 +61,30 @@ class SmallClassifier(nn.Module):
         spatial = x[..., :_SPATIAL_CHANNELS].reshape(len(x), -1)
         return ImageFeatures(pool, spatial, nn.Dense(self.num_classes)(pool))
 
-    def _layer(self, x: Float[Array, "B H W C"], channels: int, stride: int) -> Array:
+    def _layer(self, x: Float[Array, "B height width C"], channels: int, stride: int) -> Array:
         x = nn.Conv(channels, (3, 3), strides=stride, use_bias=False)(x)
         return nn.relu(nn.GroupNorm(num_groups=8)(x))
 
 
-def train_classifier(data: ConfigDict, settings: ConfigDict, seed: int) -> Frozen:
+def trained(config: ConfigDict, workdir: str, mesh: Mesh) -> Frozen:
+    """The classifier of the config's dataset on all devices; it is trained once and kept."""
+    data, settings = config.data, config.evaluation.classifier
+    module = SmallClassifier(data.image_size, data.num_classes)
+    architecture = (
+        f"{settings.epochs} epochs of {data.dataset} {data.train_split}, {module.architecture}"
+    )
+    path = epath.Path(workdir) / "classifier"
+    if path.exists():
+        abstract = sharding.abstract(module.init, mesh, jax.random.key(0), module.example())
+        return Frozen(module, checkpoint.load_weights(path, abstract, architecture))
+    variables = train(data, settings, config.seed).variables
+    variables = sharding.place_copies(variables, sharding.replicated(mesh))
+    checkpoint.save_weights(path, variables, architecture)
+    log.info("wrote the classifier whose features are compared: %s", path)
+    return Frozen(module, variables)
+
+
+def train(data: ConfigDict, settings: ConfigDict, seed: int) -> Frozen:
     """A classifier of the training split, the same for the same seed, with a progress bar.
 
     Args:
@@ -75,7 +99,8 @@ def train_classifier(data: ConfigDict, settings: ConfigDict, seed: int) -> Froze
     images = pipeline.num_examples(data, data.train_split)
     num_steps = max(1, round(settings.epochs * images / settings.batch_size))
     optimizer = optax.adamw(optax.cosine_decay_schedule(settings.learning_rate, num_steps))
-    variables = jax.jit(module.init)(jax.random.key(seed), module.example())
+    key = keys.named(seed, "classifier")
+    variables = jax.jit(module.init)(key, module.example())
     state = (variables, optimizer.init(variables))
 
     @functools.partial(jax.jit, donate_argnums=0)
@@ -88,7 +113,8 @@ def train_classifier(data: ConfigDict, settings: ConfigDict, seed: int) -> Froze
         updates, moments = optimizer.update(jax.grad(loss)(variables), moments, variables)
         return optax.apply_updates(variables, updates), moments
 
-    batches = pipeline.train_iterator(data, batch_size=settings.batch_size, seed=seed)
+    order = keys.integer(seed, "classifier", "images")
+    batches = pipeline.train_iterator(data, batch_size=settings.batch_size, seed=order)
     with contextlib.closing(batches):
         for _ in trange(num_steps, desc="classifier", unit="step", disable=None):
             batch = next(batches)

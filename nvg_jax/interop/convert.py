@@ -16,9 +16,10 @@ from ml_collections import ConfigDict, config_flags
 from nvg_jax import cli
 from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
-from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.model import build_generator
 from nvg_jax.interop import released
 from nvg_jax.interop.torch_file import float_arrays, read_torch_file
+from nvg_jax.tokenizer.model import build_tokenizer
 
 
 def convert(config: ConfigDict, tokenizer: str, generator: str, output: str) -> list[str]:

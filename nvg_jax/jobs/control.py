@@ -9,12 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import pixels, visualize
+from nvg_jax import pixels, sharding, visualize
 from nvg_jax.errors import UserError
-from nvg_jax.generator import sampler as sampling
-from nvg_jax.jobs.generation import generate, requested_classes, sampling_settings
+from nvg_jax.generator import sampler
+from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
 from nvg_jax.jobs.given import reference_image, reference_sequence
 from nvg_jax.jobs.model import load_model, output_directory
+from nvg_jax.tokenizer import inference
 
 log = logging.getLogger(__name__)
 
@@ -38,23 +39,19 @@ def control(config: ConfigDict, workdir: str) -> None:
     image = reference_image(config)
     model = load_model(config, workdir)
     reference = reference_sequence(config, model.tokenizer, model.tokenizer_variables)
-    stages = sampling.decode_stages(model.tokenizer, model.tokenizer_variables, reference)[0]
+    decoded = inference.stage_images_of(model.tokenizer, model.tokenizer_variables, reference)
+    stages = sharding.on_host(decoded)[0]
+    settings, batch_size = sampling_settings(config), config.sampling.batch_size
     counts = range(len(stages) + 1)
     halves = {"structure": [], "structure\nand content": []}
     for keep_content, columns in enumerate(halves.values()):
         for count in tqdm(counts, "stages kept", unit="stage", disable=None):
-            given = sampling.Given(reference, count, count * keep_content)
+            given = sampler.Given(reference, count, count * keep_content)
             batches = generate(
-                model,
-                sampling_settings(config),
-                class_ids,
-                config.sampling.batch_size,
-                config.seed,
-                given,
-                quiet=True,
+                model, settings, class_ids, batch_size, config.seed, given, quiet=True
             )
-            columns.append(np.concatenate([images for _, images in batches]))
-    rows = [list(pixels.to_uint8(np.stack([image, *np.asarray(stages)])))]
+            columns.append(collect(batches, len(class_ids)))
+    rows = [[pixels.to_uint8(image), *stages]]
     names = ["original and\nits stages"]
     for name, columns in halves.items():
         rows += [list(row) for row in np.stack(columns, axis=1)]

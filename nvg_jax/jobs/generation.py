@@ -1,39 +1,36 @@
-"""The job `sample`, and the samples that other jobs measure."""
+"""Making samples, and the job `sample`."""
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
-from etils import epath
 from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import granularity, pixels, sharding, visualize
+from nvg_jax import keys, sharding, visualize
 from nvg_jax.errors import UserError
-from nvg_jax.generator import sampler as sampling
+from nvg_jax.evaluation.archive import Samples, save_samples
+from nvg_jax.generator import sampler
+from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.model import Model, load_model, output_directory
+from nvg_jax.tokenizer import inference
 
 log = logging.getLogger(__name__)
 
 
-def sampling_settings(config: ConfigDict) -> sampling.Settings:
-    """The part of `config.sampling` that the stage loop needs."""
-    names = [field.name for field in dataclasses.fields(sampling.Settings)]
-    values = {name: config.sampling[name] for name in names}
-    # A config that was read from JSON has lists.
-    return sampling.Settings(
-        **{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()}
-    )
+def sampling_settings(config: ConfigDict) -> sampler.Settings:
+    """The part of a run's config that `generate` needs."""
+    return sampler.Settings.from_config(config.sampling)
 
 
-def requested_classes(config: ConfigDict, num_samples: int) -> np.ndarray:
+def requested_classes(config: ConfigDict, num_samples: int) -> Int[np.ndarray, "N"]:
     """The class id of each sample: the requested classes in turn; UserError if one is unknown."""
     num_classes = config.data.num_classes
     classes = np.asarray(config.sampling.classes or range(num_classes), np.int32)
@@ -47,14 +44,14 @@ def requested_classes(config: ConfigDict, num_samples: int) -> np.ndarray:
 
 def generate(
     model: Model,
-    settings: sampling.Settings,
-    class_ids: np.ndarray,
+    settings: sampler.Settings,
+    class_ids: Int[np.ndarray, "N"],
     batch_size: int | None = None,
-    seed: int = 0,
-    given: sampling.Given | None = None,
+    seed: int | Key[Array, ""] = 0,
+    given: sampler.Given | None = None,
     quiet: bool = False,
-) -> Iterator[tuple[granularity.GranularitySequence, np.ndarray]]:
-    """Sequences and uint8 images of the class ids, batch by batch; `quiet`: no progress bar.
+) -> Iterator[tuple[GranularitySequence, UInt8[np.ndarray, "_ height width 3"]]]:
+    """Sequences and images of the class ids, batch by batch; `quiet`: no progress bar.
 
     Sample n depends on its class, the seed, n and what is given of it alone, not on the batch size
     or the devices. `given` holds one sequence for all samples, or one for each. Without a
@@ -66,44 +63,55 @@ def generate(
     batch_size = min(batch_size or whole, whole)
     sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
     class_ids = np.asarray(class_ids, np.int32)
-    padded = np.arange(math.ceil(count / batch_size) * batch_size) % count
     placement = sharding.batch_sharding(mesh)
-    given = given or sampling.nothing_given(1, model.generator.num_positions)
-    disable = True if quiet else None
-    with tqdm(total=count, desc="samples", unit="image", disable=disable) as progress:
+    root = keys.named(seed, "samples")
+    with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as progress:
         for start in range(0, count, batch_size):
-            rows = padded[start : start + batch_size]
-            kept = jax.tree.map(
-                lambda x, rows=rows: np.broadcast_to(x, (count, *x.shape[1:]))[rows],
-                given.sequence,
-            )
-            placed_rows, placed_ids, kept = sharding.place_copies(
-                (rows, class_ids[rows], kept), placement
-            )
+            rows = np.arange(start, start + batch_size) % count
+            of_batch = {"rows": rows, "class_id": class_ids[rows]}
+            if given:
+                of_batch["sequence"] = jax.tree.map(
+                    lambda x, rows=rows: np.asarray(x)[rows if len(x) > 1 else 0 * rows],
+                    given.sequence,
+                )
+            placed = sharding.place_copies(of_batch, placement)
             with jax.set_mesh(mesh):
-                sequence = sampling.sample(
+                sequence = sampler.sample(
                     model.tokenizer,
                     model.generator,
                     settings,
                     model.tokenizer_variables,
                     model.generator_variables,
-                    placed_ids,
-                    _keys(seed, placed_rows),
-                    given=given._replace(sequence=kept),
+                    placed["class_id"],
+                    _keys(root, placed["rows"]),
+                    given=given and given._replace(sequence=placed["sequence"]),
                 )
-                images = sampling.decode(model.tokenizer, model.tokenizer_variables, sequence)
+                images = inference.images_of(model.tokenizer, model.tokenizer_variables, sequence)
             real = min(batch_size, count - start)
-            sequence, images = jax.tree.map(
+            found = jax.tree.map(
                 lambda x, real=real: x[:real], sharding.on_host((sequence, images))
             )
             progress.update(real)
-            yield sequence, pixels.to_uint8(images)
+            yield found
 
 
 @jax.jit
-def _keys(seed: int | Int[Array, ""], rows: Int[Array, "B"]) -> Key[Array, "B"]:
+def _keys(root: Key[Array, ""], rows: Int[Array, "B"]) -> Key[Array, "B"]:
     """The key of each sample, which depends on its number."""
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), rows)
+    return jax.vmap(jax.random.fold_in, (None, 0))(root, rows)
+
+
+def collect(
+    batches: Iterable[tuple[GranularitySequence, np.ndarray]], count: int
+) -> UInt8[np.ndarray, "N height width 3"]:
+    """The `count` images that `generate` makes, in one array, beside which no more are kept."""
+    images, start = None, 0
+    for _, batch in batches:
+        if images is None:
+            images = np.empty((count, *batch.shape[1:]), np.uint8)
+        images[start : start + len(batch)] = batch
+        start += len(batch)
+    return images
 
 
 def sample(config: ConfigDict, workdir: str) -> None:
@@ -113,36 +121,30 @@ def sample(config: ConfigDict, workdir: str) -> None:
     """
     class_ids = requested_classes(config, config.sampling.num_samples)
     model = load_model(config, workdir)
-    settings = sampling_settings(config)
-    given = given_stages(config, model.tokenizer, model.tokenizer_variables)
-    images, first = [], None
-    batches = generate(model, settings, class_ids, config.sampling.batch_size, config.seed, given)
-    for sequence, batch in batches:
-        first = first or sequence
-        images.append(batch)
-    images = np.concatenate(images)
-    few = jax.tree.map(lambda x: x[:4], first)
-    stage_images = sampling.decode_stages(model.tokenizer, model.tokenizer_variables, few)
-    stage_images = pixels.to_uint8(sharding.on_host(stage_images))
-    strips = visualize.strips(stage_images, few.structure, model.tokenizer.grid)
+    tokenizer, variables = model.tokenizer, model.tokenizer_variables
+    given = given_stages(config, tokenizer, variables)
+    batches = generate(
+        model,
+        sampling_settings(config),
+        class_ids,
+        config.sampling.batch_size,
+        config.seed,
+        given,
+    )
+    first = next(batches)
+    images = collect(itertools.chain([first], batches), len(class_ids))
+    few = jax.tree.map(lambda x: x[:4], first[0])
+    stage_images = sharding.on_host(inference.stage_images_of(tokenizer, variables, few))
+    strips = visualize.strips(stage_images, few.structure, tokenizer.grid)
     if jax.process_index() > 0:
         return
     directory = output_directory(workdir, "samples")
-    save_samples(directory / "samples.npz", images, class_ids)
+    save_samples(directory / "samples.npz", Samples(images, class_ids))
     visualize.save_png(directory / "grid.png", visualize.grid(images[:100]))
     visualize.save_png(directory / "strips.png", strips)
     log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), directory)
     if given:
-        maps = visualize.structure_strip(
-            np.asarray(given.sequence.structure[0]), model.tokenizer.grid, given.structure_stages
-        )
+        structure = np.asarray(given.sequence.structure[0])
+        maps = visualize.structure_strip(structure, tokenizer.grid, given.structure_stages)
         visualize.save_png(directory / "given.png", maps)
         log.info("wrote the given structure: %s/given.png", directory)
-
-
-def save_samples(
-    path: epath.Path, images: UInt8[np.ndarray, "N H W 3"], class_ids: Int[np.ndarray, "N"]
-) -> None:
-    """Writes samples in the format of the ADM evaluation suite: images `arr_0`, labels `arr_1`."""
-    with path.open("wb") as file:
-        np.savez(file, images, class_ids)

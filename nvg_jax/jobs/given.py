@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import math
 
-import jax
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
 from nvg_jax import control, granularity, pixels, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import features
+from nvg_jax.evaluation import streams
 from nvg_jax.generator.sampler import Given, given_structure
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.model import Variables
+from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import Tokenizer
-from nvg_jax.tokenizer.training import tokenize
 
 log = logging.getLogger(__name__)
 
@@ -49,24 +46,15 @@ def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables: Variables)
 def reference_sequence(
     config: ConfigDict, tokenizer: Tokenizer, variables: Variables
 ) -> GranularitySequence:
-    """The sequence of the reference image, a batch of one."""
+    """The sequence of the reference image, a batch of one, as NumPy arrays."""
     image = pixels.to_uint8(reference_image(config))
-    return sequences_of(image[None], tokenizer, variables, sharding.create_mesh(config.mesh))
+    batches = streams.of_images(image[None], None, sharding.create_mesh(config.mesh), 1)
+    batch = next(iter(batches))
+    sequence = inference.sequences_of(tokenizer, variables, batch["image"])
+    return streams.gather(sequence, batch["mask"])
 
 
-def sequences_of(
-    images: UInt8[np.ndarray, "N H W 3"], tokenizer: Tokenizer, variables: Variables, mesh: Mesh
-) -> GranularitySequence:
-    """The sequences of images that every process holds, as NumPy arrays."""
-    share = math.ceil(len(images) / sharding.num_batch_shards(mesh))
-    parts = [
-        features.gather(tokenize(tokenizer, variables, batch["image"])[0], batch["mask"])
-        for batch in features.of_images(images, mesh, share)
-    ]
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def reference_image(config: ConfigDict) -> Float[np.ndarray, "H W 3"]:
+def reference_image(config: ConfigDict) -> Float[np.ndarray, "height width 3"]:
     """The image in [-1, 1] that `config.control.reference` names.
 
     An image file, of which the largest square in the middle is taken; or an example of the dataset
@@ -85,7 +73,7 @@ def reference_image(config: ConfigDict) -> Float[np.ndarray, "H W 3"]:
         return next(iter(pipeline.evaluation_batches(config.data, one, 1)))["image"][0]
     image = control.read_image(name, "RGB")
     square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return np.asarray(square, np.float32) / 127.5 - 1
+    return pixels.from_uint8(np.asarray(square))
 
 
 def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:

@@ -13,9 +13,8 @@ from ml_collections import ConfigDict
 
 from nvg_jax import checkpoint, sharding
 from nvg_jax.frozen.weights import Frozen, load_network
-from nvg_jax.generator.build import build_generator, build_tokenizer
-from nvg_jax.generator.model import Generator
-from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax.generator.model import Generator, build_generator
+from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 
 log = logging.getLogger(__name__)
 Variables = Any
@@ -23,7 +22,10 @@ Variables = Any
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A trained tokenizer and generator: modules, what they have learned, and the mesh it is on."""
+    """A trained tokenizer and generator: modules, what they have learned, and the mesh it is on.
+
+    generator_variables: None if only the tokenizer was loaded.
+    """
 
     tokenizer: Tokenizer
     tokenizer_variables: Variables
@@ -32,14 +34,14 @@ class Model:
     mesh: Mesh
 
 
-def load_model(config: ConfigDict, workdir: str) -> Model:
+def load_model(config: ConfigDict, workdir: str, with_generator: bool = True) -> Model:
     """The averaged weights that the config names, or else the newest of the workdir's training."""
     tokenizer, generator = build_tokenizer(config), build_generator(config)
     return Model(
         tokenizer,
         load_tokenizer(config, workdir, tokenizer),
         generator,
-        load_generator(config, workdir, generator),
+        load_generator(config, workdir, generator) if with_generator else None,
         sharding.create_mesh(config.mesh),
     )
 
@@ -57,7 +59,7 @@ def _load(
 ) -> Variables:
     """Weights from `weights` if it is given, else the average in the newest training checkpoint."""
     mesh = sharding.create_mesh(config.mesh)
-    abstract = sharding.abstract(module.init, mesh, jax.random.key(0), module.example())
+    abstract = sharding.abstract(module.init_variables, mesh, jax.random.key(0))
     if weights:
         return checkpoint.load_weights(weights, abstract, module.architecture)
     variables, step = checkpoint.restore_ema(checkpoints, module.architecture, abstract)
@@ -68,11 +70,7 @@ def _load(
 def frozen_network(config: ConfigDict, name: str) -> Frozen:
     """A frozen network with the weights that `config.frozen` describes, on all devices."""
     network = load_network(name, config.frozen.directory, config.frozen.random)
-    return on_all_devices(network, sharding.create_mesh(config.mesh))
-
-
-def on_all_devices(network: Frozen, mesh: Mesh) -> Frozen:
-    placement = sharding.replicated(mesh)
+    placement = sharding.replicated(sharding.create_mesh(config.mesh))
     return network._replace(variables=sharding.place_copies(network.variables, placement))
 
 

@@ -19,11 +19,10 @@ from tqdm import tqdm
 from nvg_jax import keys, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.errors import Preempted, UserError
-from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.model import load_tokenizer
-from nvg_jax.tokenizer import training as tokenizer_task
-from nvg_jax.tokenizer.model import Tokenizer
+from nvg_jax.tokenizer import inference
+from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 
 log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -141,7 +140,7 @@ def _sequences(
     previous = None
     for batch in crops:
         images = jax.device_put(batch["image"], sharding.batch_sharding(mesh))
-        following = batch, tokenizer_task.tokenize(tokenizer, variables, images)[0]
+        following = batch, inference.sequences_of(tokenizer, variables, images)
         if previous:
             yield previous
         previous = following

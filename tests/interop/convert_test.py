@@ -10,8 +10,9 @@ from configs import base
 from nvg_jax import sharding
 from nvg_jax.checkpoint import load_weights
 from nvg_jax.errors import UserError
-from nvg_jax.generator.build import build_generator, build_tokenizer
+from nvg_jax.generator.model import build_generator
 from nvg_jax.interop import convert, released
+from nvg_jax.tokenizer.model import build_tokenizer
 
 torch = pytest.importorskip("torch", reason="reads PyTorch checkpoints")
 
@@ -68,7 +69,7 @@ def generator_file(golden_generator, tmp_path):
 
 
 def _load(directory, module):
-    shapes = jax.eval_shape(lambda key: module.init(key, module.example()), jax.random.key(0))
+    shapes = jax.eval_shape(module.init_variables, jax.random.key(0))
     return load_weights(directory, sharding.unnamed(shapes), module.architecture)
 
 

@@ -16,7 +16,7 @@ def _specs(variables):
 
 def _abstract(module):
     key = jax.random.key(0)
-    return sharding.unnamed(jax.eval_shape(lambda key: module.init(key, module.example()), key))
+    return sharding.unnamed(jax.eval_shape(module.init_variables, key))
 
 
 @pytest.fixture

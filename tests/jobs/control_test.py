@@ -9,7 +9,7 @@ from PIL import Image
 from nvg_jax import granularity, jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.generator import sampler as sampling
+from nvg_jax.generator.sampler import Given
 from nvg_jax.jobs.given import given_stages, reference_image
 
 
@@ -76,7 +76,7 @@ def test_sequences_can_be_given_sample_by_sample(trained, model):
     structure = rng.permuted(np.tile(np.arange(16, dtype=np.int32), (7, 1)), axis=1)
     tokens = rng.integers(0, 16, (7, 31), np.int32)
     reference = granularity.GranularitySequence(structure, tokens)
-    sequence = _sequences(config, model, sampling.Given(reference, 5, 5))
+    sequence = _sequences(config, model, Given(reference, 5, 5))
     np.testing.assert_array_equal(sequence.structure, structure)
     np.testing.assert_array_equal(sequence.tokens, tokens)
 

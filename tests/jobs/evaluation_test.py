@@ -15,11 +15,19 @@ from PIL import Image
 from nvg_jax import jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
+from nvg_jax.evaluation import streams
 
 
-def test_evaluation_reports_and_stores_its_numbers(trained, capsys):
+def test_evaluation_reports_and_stores_its_numbers(trained, capsys, monkeypatch):
     config, workdir = trained
+    read, of_split = [], streams.of_split
+    monkeypatch.setattr(
+        streams,
+        "of_split",
+        lambda data, split, *args: read.append(split) or of_split(data, split, *args),
+    )
     results = jobs.evaluate(config, workdir)
+    assert read.count("test") == 1
     assert results == json.loads(epath.Path(workdir, "evaluation.json").read_text())
     assert 0 < results["psnr"] < 60 and 0 < results["codebook_usage"] <= 1
     assert min(results[name] for name in ("rfid", "fid", "sfid", "diversity")) > 0

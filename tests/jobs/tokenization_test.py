@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 from nvg_jax import checkpoint, jobs, keys, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.errors import UserError
-from nvg_jax.generator.build import build_tokenizer
 from nvg_jax.tokenizer import training as tokenizer_task
+from nvg_jax.tokenizer.model import build_tokenizer
 
 NUM_IMAGES, NUM_CROPS = 90, 2
 
@@ -48,7 +48,7 @@ def config(tiny_config, random_variables, weights_dir):
 
 def _save_weights(config, random_variables, factor):
     tokenizer = build_tokenizer(config)
-    variables = random_variables(tokenizer, tokenizer.example())
+    variables = random_variables(tokenizer.init_variables)
     variables["params"] = jax.tree.map(lambda x: factor * x, variables["params"])
     checkpoint.save_weights(config.tokenizer.checkpoint, variables, tokenizer.architecture)
 

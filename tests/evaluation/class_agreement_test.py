@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import classifier
+from nvg_jax.evaluation.metrics import class_agreement
+from nvg_jax.evaluation.metrics.diversity import diversity
 
 seeds = st.integers(0, 2**32 - 1)
 
@@ -22,7 +23,7 @@ def digits():
 @pytest.fixture(scope="module")
 def judge(digits):
     images, labels = digits
-    return classifier.train_classifier(images[:1000], labels[:1000])
+    return class_agreement.fit(images[:1000], labels[:1000])
 
 
 def random_images(rng, count, size=4):
@@ -31,7 +32,7 @@ def random_images(rng, count, size=4):
 
 def test_unseen_digits_are_recognised(judge, digits):
     images, labels = digits
-    assert classifier.class_agreement(judge, images[1000:], labels[1000:]) > 0.94
+    assert class_agreement.class_agreement(judge, images[1000:], labels[1000:]) > 0.94
 
 
 def test_agreement_is_the_share_of_matching_classes():
@@ -39,10 +40,10 @@ def test_agreement_is_the_share_of_matching_classes():
     labels = np.array([3, 7] * 10)
     images = random_images(rng, 20) // 8 + np.where(labels == 7, 200, 0)[:, None, None, None]
     images = images.astype(np.uint8)
-    judge = classifier.train_classifier(images, labels)
+    judge = class_agreement.fit(images, labels)
     requested = np.where(np.arange(20) < 5, 10 - labels, labels)
-    assert classifier.class_agreement(judge, images, labels) == 1.0
-    assert classifier.class_agreement(judge, images, requested) == 0.75
+    assert class_agreement.class_agreement(judge, images, labels) == 1.0
+    assert class_agreement.class_agreement(judge, images, requested) == 0.75
 
 
 def test_agreement_looks_at_grey_values_only(judge, digits):
@@ -51,13 +52,13 @@ def test_agreement_looks_at_grey_values_only(judge, digits):
     coloured = images + shift * np.array([1, 0, -1])
     labels = judge.predict((images.mean(axis=-1) / 255).reshape(100, -1))
     assert np.any(shift)
-    assert classifier.class_agreement(judge, coloured.astype(np.uint8), labels) == 1.0
+    assert class_agreement.class_agreement(judge, coloured.astype(np.uint8), labels) == 1.0
 
 
 def test_agreement_refuses_another_resolution(judge):
     samples = np.zeros((2, 16, 16, 3), np.uint8)
     with pytest.raises(UserError, match="16 x 16 .* 64 pixels: use the same resolution"):
-        classifier.class_agreement(judge, samples, np.array([0, 1]))
+        class_agreement.class_agreement(judge, samples, np.array([0, 1]))
 
 
 def test_diversity_equals_a_loop_over_pairs():
@@ -73,7 +74,7 @@ def test_diversity_equals_a_loop_over_pairs():
     expected = np.mean(
         [distance(samples[labels == c]) / distance(real[real_labels == c]) for c in (0, 2)]
     )
-    actual = classifier.diversity(samples, labels, real, real_labels)
+    actual = diversity(samples, labels, real, real_labels)
     np.testing.assert_allclose(actual, expected)
 
 
@@ -82,7 +83,7 @@ def test_diversity_of_the_real_images_is_one_in_any_order(seed):
     rng = np.random.default_rng(seed)
     real, labels = random_images(rng, 8), np.array([0, 0, 0, 1, 1, 2, 2, 2])
     order = rng.permutation(8)
-    actual = classifier.diversity(real[order], labels[order], real, labels)
+    actual = diversity(real[order], labels[order], real, labels)
     np.testing.assert_allclose(actual, 1)
 
 
@@ -91,14 +92,14 @@ def test_diversity_scales_with_contrast(seed, factor):
     rng = np.random.default_rng(seed)
     samples = random_images(rng, 6) // 5
     labels = np.array([0, 0, 1, 1, 1, 0])
-    actual = classifier.diversity(samples * np.uint8(factor), labels, samples, labels)
+    actual = diversity(samples * np.uint8(factor), labels, samples, labels)
     np.testing.assert_allclose(actual, factor)
 
 
 def test_a_collapsed_class_has_no_diversity():
     rng = np.random.default_rng(0)
     real, labels = random_images(rng, 4), np.array([0, 0, 1, 1])
-    assert classifier.diversity(real[[0, 0, 2, 2]], labels, real, labels) == 0
+    assert diversity(real[[0, 0, 2, 2]], labels, real, labels) == 0
 
 
 @pytest.mark.parametrize(
@@ -113,11 +114,11 @@ def test_diversity_needs_pairs(labels, real_labels, message):
     rng = np.random.default_rng(0)
     samples, real = random_images(rng, 3), random_images(rng, 4)
     with pytest.raises(UserError, match=message):
-        classifier.diversity(samples, np.array(labels), real, np.array(real_labels))
+        diversity(samples, np.array(labels), real, np.array(real_labels))
 
 
 def test_diversity_refuses_another_resolution():
     rng = np.random.default_rng(0)
     labels = np.zeros(2, int)
     with pytest.raises(UserError, match="4 x 4 .* 8 x 8: use the same resolution"):
-        classifier.diversity(random_images(rng, 2), labels, random_images(rng, 2, 8), labels)
+        diversity(random_images(rng, 2), labels, random_images(rng, 2, 8), labels)

@@ -5,12 +5,11 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from nvg_jax import pixels, sharding
-from nvg_jax.evaluation import features
+from nvg_jax.evaluation import streams
 from nvg_jax.evaluation.small_classifier import SmallClassifier
 from nvg_jax.frozen.weights import Frozen
 
@@ -19,7 +18,10 @@ import sys
 import jax
 import numpy as np
 from nvg_jax import sharding
-from nvg_jax.evaluation import distribution, features
+from ml_collections import ConfigDict
+from nvg_jax.evaluation import distribution, streams
+from nvg_jax.evaluation.metrics.inception_score import InceptionScore
+from nvg_jax.evaluation.metrics.precision_recall import precision_recall
 from nvg_jax.evaluation.small_classifier import SmallClassifier
 from nvg_jax.frozen.inception import Inception
 from nvg_jax.frozen.weights import Frozen
@@ -35,16 +37,17 @@ images = rng.integers(0, 256, (count, 16, 16, 3), np.uint8)
 
 def measure(devices):
     mesh = sharding.create_mesh(devices=jax.devices()[:devices])
-    seen = features.concatenate(
-        features.extract(network, features.of_images(images, mesh, 2))
-    )
+    batches = streams.of_images(images, None, mesh, 2)
+    seen = streams.concatenate(streams.extract(network, batches))
+    score = InceptionScore(ConfigDict(), count)
+    score.update(seen.logits)
     assert len(seen.pool) == count and seen.pool.std() > 0
     half = count // 2
     a, b = (distribution.statistics(x) for x in (seen.pool[:half], seen.pool[half:]))
     return (
         distribution.frechet_distance(a, b),
-        *distribution.inception_score(seen.logits),
-        *distribution.precision_recall(seen.pool[:half], seen.pool[half:]),
+        *score.scores(),
+        *precision_recall(seen.pool[:half], seen.pool[half:]),
     )
 
 alone = measure(1)
@@ -82,20 +85,17 @@ def network():
     return Frozen(module, jax.jit(module.init)(jax.random.key(0), module.example()))
 
 
-def test_every_image_is_seen_once_and_in_order(network):
+def test_every_image_is_seen_once_and_in_order_as_it_is_stored(network):
     images = np.random.default_rng(0).integers(0, 256, (11, 8, 8, 3), np.uint8)
-    mesh = sharding.create_mesh()
-    seen = features.concatenate(features.extract(network, features.of_images(images, mesh, 4)))
-    expected = jax.jit(network.module.apply)(
-        network.variables, images.astype(np.float32) / 127.5 - 1
-    )
-    for found, wanted in zip(seen, expected, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
-
-
-def test_images_are_looked_at_as_they_are_stored(network):
-    exact = np.random.default_rng(0).uniform(-1.1, 1.1, (4, 8, 8, 3)).astype(np.float32)
-    stored = pixels.to_uint8(exact).astype(np.float32) / 127.5 - 1
-    np.testing.assert_allclose(features.as_stored(jnp.asarray(exact)), stored, atol=1e-6)
-    look = features.extractor(network)
-    np.testing.assert_allclose(look(exact).pool, look(stored).pool, rtol=1e-5)
+    batches = streams.of_images(images, np.arange(11), sharding.create_mesh(), 4)
+    labels, seen = [], []
+    for batch in batches:
+        noisy = batch["image"] + 0.9 / 255  # What a file of 8-bit pixels does not hold.
+        found = streams.apply(*network, noisy), batch["label"]
+        found, label = streams.gather(found, batch["mask"])
+        seen.append(found)
+        labels.extend(label)
+    assert labels == list(range(11))
+    expected = jax.jit(network.module.apply)(network.variables, pixels.from_uint8(images))
+    for found, wanted in zip(streams.concatenate(seen), expected, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from configs import nvg_shapes
-from nvg_jax import pixels, sharding
+from nvg_jax import jobs, pixels, sharding
 from nvg_jax.data import pipeline, shapes
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import segmentation
-from nvg_jax.generator import sampler as sampling
-from nvg_jax.generator.build import build_generator, build_tokenizer
-from nvg_jax.jobs import meaning
+from nvg_jax.evaluation import metric, segmentation, streams
+from nvg_jax.generator.model import build_generator
+from nvg_jax.jobs import evaluation
 from nvg_jax.jobs.model import Model
+from nvg_jax.tokenizer.model import build_tokenizer
 
 
 @pytest.fixture
@@ -32,19 +32,23 @@ def config(shapes_dir):
     config.evaluation.batch_size = 8
     config.evaluation.guided.num_samples = 12
     config.evaluation.guided.stages = 3
+    config.evaluation.metrics = ("guided_iou", "structure_miou")
     return config
 
 
-@pytest.fixture
-def model(config, random_variables):
+@pytest.fixture(autouse=True)
+def model(config, random_variables, monkeypatch):
+    """The model that every job loads."""
     tokenizer, generator = build_tokenizer(config), build_generator(config)
-    return Model(
+    model = Model(
         tokenizer,
-        random_variables(tokenizer, tokenizer.example()),
+        random_variables(tokenizer.init_variables),
         generator,
-        random_variables(generator, generator.example()),
+        random_variables(generator.init_variables),
         sharding.create_mesh(),
     )
+    monkeypatch.setattr(evaluation, "load_model", lambda *args, **options: model)
+    return model
 
 
 @pytest.fixture
@@ -53,13 +57,16 @@ def scenes(config):
     return jax.tree.map(jnp.asarray, next(iter(batches)))
 
 
-def test_structure_is_compared_with_the_masks_of_the_whole_split(config, model, scenes):
-    found = meaning.structure_miou(
-        config, model.tokenizer, model.tokenizer_variables, sharding.create_mesh()
-    )
-    structure = jax.jit(
-        lambda variables, images: model.tokenizer.apply(variables, images, method="tokenize")[0]
-    )(model.tokenizer_variables, scenes["image"]).structure
+def test_structure_and_samples_are_compared_with_masks(config, model, scenes, tmp_path):
+    found = jobs.evaluate(config, str(tmp_path))
+
+    @jax.jit
+    def reconstruct(images):
+        tokenizer = model.tokenizer.bind(model.tokenizer_variables)
+        sequence, canvases = tokenizer.tokenize(images)
+        return sequence.structure, tokenizer.decode(canvases[:, -1])
+
+    structure, decoded = reconstruct(scenes["image"])
     masks = np.asarray(scenes["segmentation_mask"] == 1)
     expected = segmentation.structure_miou(structure, masks, (4, 4)).mean(axis=0)
     np.testing.assert_allclose(found["structure_miou"], expected)
@@ -68,21 +75,11 @@ def test_structure_is_compared_with_the_masks_of_the_whole_split(config, model, 
     np.testing.assert_allclose(random[[0, -1]], expected[[0, -1]])
     assert (random[1:-1] != expected[1:-1]).all()
 
-
-def test_samples_are_compared_with_the_masks_that_guide_them(config, model, scenes, tmp_path):
-    found = meaning.guided_iou(config, model, str(tmp_path), sharding.create_mesh())
-    assert found.keys() == {
-        f"guided_iou{name}" for name in ("", "_image", "_free", "_reconstruction")
-    }
-    assert all(0 <= value <= 1 for value in found.values())
-
-    def decode(variables, images):
-        sequence, _ = model.tokenizer.apply(variables, images, method="tokenize")
-        return sampling.decode(model.tokenizer, variables, sequence)
-
-    decoded = jax.jit(decode)(model.tokenizer_variables, scenes["image"][:12])
-    objects = shapes.segment(pixels.to_uint8(decoded), np.asarray(scenes["label"][:12]))
-    expected = segmentation.iou(np.asarray(scenes["segmentation_mask"][:12] == 1), objects).mean()
+    assert all(
+        0 <= found[f"guided_iou{name}"] <= 1 for name in ("", "_image", "_free", "_reconstruction")
+    )
+    objects = shapes.segment(pixels.to_uint8(np.asarray(decoded)), np.asarray(scenes["label"]))
+    expected = segmentation.iou(masks, objects)[:12].mean()
     np.testing.assert_allclose(found["guided_iou_reconstruction"], expected)
     picture = np.asarray(Image.open(tmp_path / "evaluation" / "guided.png"))
     assert picture.shape[0] > 8 * 96 and picture.shape[1] > 10 * 96
@@ -96,10 +93,10 @@ def _painted(given, labels, size):
     return np.where(inside, colours[:, None, None], np.uint8(128))
 
 
-def test_a_perfect_generator_follows_its_guide(config, model, scenes, tmp_path, monkeypatch):
+def test_a_perfect_generator_follows_its_guide(config, scenes, tmp_path, monkeypatch):
     """The left half as the mask of every scene; the generator paints exactly what it is given."""
 
-    def generate(model, settings, class_ids, batch_size, seed, given):
+    def generate(model, settings, class_ids, batch_size, seed, given, quiet):
         size = config.data.image_size
         if given is None:
             yield None, np.full((len(class_ids), size, size, 3), 128, np.uint8)
@@ -109,17 +106,32 @@ def test_a_perfect_generator_follows_its_guide(config, model, scenes, tmp_path, 
     half = np.zeros((20, 16, 16), np.uint8)
     half[:, :, :8] = 1
     batches = [scenes | {"segmentation_mask": jnp.asarray(half)}]
-    monkeypatch.setattr(meaning, "generate", generate)
-    monkeypatch.setattr(meaning.features, "of_split", lambda *args, **options: batches)
-    found = meaning.guided_iou(config, model, str(tmp_path), sharding.create_mesh())
+    monkeypatch.setattr(evaluation, "generate", generate)
+    monkeypatch.setattr(streams, "of_split", lambda *args: batches)
+    config.evaluation.metrics = ("guided_iou",)
+    found = jobs.evaluate(config, str(tmp_path))
     assert found["guided_iou"] == 1 and found["guided_iou_free"] == 0
     assert 0 < found["guided_iou_image"] < 1
 
 
-def test_masks_of_several_objects_are_refused(config, model, scenes, monkeypatch):
+def test_masks_of_several_objects_are_refused(config, scenes, tmp_path, monkeypatch):
     batches = [scenes | {"segmentation_mask": 2 * scenes["segmentation_mask"]}]
-    monkeypatch.setattr(meaning.features, "of_split", lambda *args, **options: batches)
+    monkeypatch.setattr(streams, "of_split", lambda *args: batches)
     with pytest.raises(UserError, match="have 3 segments: structure_miou is defined for two"):
-        meaning.structure_miou(
-            config, model.tokenizer, model.tokenizer_variables, sharding.create_mesh()
-        )
+        jobs.evaluate(config, str(tmp_path))
+
+
+def test_a_stream_ends_when_all_have_seen_enough(config, scenes):
+    class Few(metric.Metric):
+        streams = ("split",)
+
+        def look(self, seen):
+            return seen.labels
+
+    few, fewer = Few(config, 0), Few(config, 0)
+    few.limit, fewer.limit = 23, 2
+    rounds = []
+    batches = (rounds.append(number) or scenes for number in range(5))
+    streams.measure([few, fewer], "split", batches, build_tokenizer(config), {}, {})
+    assert rounds == [0, 1]
+    assert [len(np.concatenate(x.parts)) for x in (few, fewer)] == [23, 2]
