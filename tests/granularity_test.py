@@ -202,9 +202,8 @@ def counts_reference(tokens, vocab_size):
 @given(seeds, st.sampled_from([(1, 2), (3, 5), (4, 3)]))
 def test_counts_equal_a_loop_over_the_heap(seed, stage_and_batch):
     last_stage, batch = stage_and_batch
-    tokens = np.random.default_rng(seed).integers(
-        0, 7, (batch, 2 ** (last_stage + 1) - 1), np.int32
-    )
+    shape = (batch, 2 ** (last_stage + 1) - 1)
+    tokens = np.random.default_rng(seed).integers(0, 7, shape, np.int32)
     np.testing.assert_array_equal(count(tokens, 7), counts_reference(tokens, 7))
 
 

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from nvg_jax import checkpoint, jobs, keys, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.errors import UserError
-from nvg_jax.tokenizer import training as tokenizer_task
+from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
 
 NUM_IMAGES, NUM_CROPS = 90, 2
@@ -104,7 +104,8 @@ def test_sequences_are_those_of_the_same_crops(config, loaded, cache):
     with contextlib.closing(crops):
         for start, batch in zip(range(0, count, 45), crops, strict=True):
             rows = slice(start, start + 45)
-            sequence, _ = tokenizer_task.tokenize(tokenizer, variables, jnp.asarray(batch["image"]))
+            images = jnp.asarray(batch["image"])
+            sequence = inference.sequences_of(tokenizer, variables, images)
             np.testing.assert_array_equal(records["label"][rows], batch["label"])
             np.testing.assert_array_equal(records["structure"][rows], sequence.structure)
             np.testing.assert_array_equal(records["tokens"][rows], sequence.tokens)
