@@ -26,7 +26,7 @@ from nvg_jax.training.report import Report
 from nvg_jax.training.state import TrainState
 
 log = logging.getLogger(__name__)
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # Arrays, or their shapes with shardings.
 Metrics = dict[str, Any]
 
 STEPS_IN_FLIGHT = 2  # How far the host may run ahead of the devices.
