@@ -2,6 +2,7 @@
 
 import argparse
 import copy
+import functools
 import importlib
 import pathlib
 import re
@@ -12,6 +13,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from configs import base
 from nvg_jax import main as command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -137,6 +139,14 @@ def test_every_program_and_job_that_is_shown_is_run():
             name,
             file,
         )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_values_of_the_config_that_a_page_names_exist(page):
+    config = base.get_config(depth=16, epochs=1, decay_start=0.8, decay_to=0.1)
+    for name in re.findall(r"`(?:--)?config\.(\w+(?:\.\w+)*)", page.read_text()):
+        if name != "json":
+            functools.reduce(getattr, name.split("."), config)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
