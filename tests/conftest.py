@@ -30,9 +30,8 @@ settings.load_profile("compiled")
 
 # Compiled programs are shared by all test processes, and those that tests start.
 TESTS = pathlib.Path(__file__).parent
-_CACHE = TESTS.parent / ".jax_cache"
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_CACHE)
-jax.config.update("jax_compilation_cache_dir", str(_CACHE))
+_CACHE = os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(TESTS.parent / ".jax_cache"))
+jax.config.update("jax_compilation_cache_dir", _CACHE)
 
 # Small programs take longer to compile than to run: without XLA's late passes, a third less.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

@@ -44,6 +44,7 @@ def test_it_is_stored_without_outputs(notebook):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "datasets"))
     monkeypatch.setenv("JUPYTER_PREFER_ENV_PATH", "1")  # The kernel is this very Python.

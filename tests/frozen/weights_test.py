@@ -39,9 +39,9 @@ def test_missing_weights_say_how_to_fetch_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", weights.FILES.values(), ids=weights.FILES)
-def test_the_readme_says_where_each_file_is_from(file):
-    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{file.name}` |")]
+def test_the_docs_say_where_each_file_is_from(file):
+    page = (pathlib.Path(__file__).parents[2] / "docs" / "weights.md").read_text()
+    (row,) = [line for line in page.splitlines() if line.startswith(f"| `{file.name}` |")]
     assert file.address in row and file.licence in row
     assert (file.sha256_prefix or "not published") in row
 
