@@ -92,6 +92,10 @@ class TrainCheckpointer:
                 # Several processes have to fail alike, which they do in the background.
                 create_directories_asynchronously=jax.process_count() > 1,
             ),
+            # Written by a thread, it would raise the same failure again, and later.
+            checkpoint_metadata_store=ocp.metadata.metadata_store(
+                enable_write=True, blocking_write=True
+            ),
         )
         self._quiet = contextlib.ExitStack()
         self._quiet.enter_context(said_once())
