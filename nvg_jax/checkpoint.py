@@ -2,7 +2,7 @@
 
 A training's directory holds one directory a step, a weights directory is like one such step:
 
-    <step>/ema/      the averaged variables, all that inference needs (a weights directory: weights/)
+    <step>/ema/      all that inference needs (in a weights directory: weights/)
     <step>/state/    the other fields of the state
     <step>/data/     the position in the data, which is that of all processes together
     <step>/seal      the architecture, and a CRC-32 of every file above
@@ -11,7 +11,7 @@ Orbax writes a step under a temporary name and renames it when it is whole, so a
 was killed is never taken for a checkpoint. Changed bytes in an array's data, however, it mostly
 hands over as other numbers, and damaged metadata as exceptions of every kind. So the seal is
 compared with the files before Orbax reads anything: what does not agree with its seal is damaged,
-and an exception raised after that is never about damage. Directories may be in a bucket (`gs://`).
+and an exception raised after that is never about it. Directories may be in a bucket (`gs://`).
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
 from nvg_jax import seal
+from nvg_jax.arrays import read_arrays
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
@@ -48,21 +48,14 @@ class TrainCheckpointer:
     so that it does not keep the disk full, and earlier checkpoints stay. With several processes it
     fails for all if it fails for one; the others notice after the time that Orbax allows a save.
 
-    Args:
-      directory: holds the checkpoints; it is made, and what a killed save left in it is removed.
-      architecture: one line that tells the trained model from others.
-      keep: number of checkpoints kept; at least 2, so that an older one is there to fall back on.
-
-    Raises:
-      UserError: keep is below 2, or the directory cannot be made.
+    directory: holds the checkpoints; it is made, and what a killed save left in it is removed.
+    architecture: one line that tells the trained model from others. keep: how many are kept, at
+    least 2. Raises UserError if it is less, or the directory cannot be made.
     """
 
     def __init__(self, directory: epath.PathLike, architecture: str, keep: int):
         if keep < 2:
-            raise UserError(
-                f"cannot keep {keep} checkpoint(s): keep at least 2, so that an older one can be "
-                "used should the newest be damaged"
-            )
+            raise UserError(f"cannot keep {keep} checkpoint(s): at least 2, should one be damaged")
         self._directory = _absolute(directory)
         self._architecture = architecture
         self._keep = keep
@@ -76,14 +69,14 @@ class TrainCheckpointer:
                 f"no checkpoint can be written to {self._directory} ({reason(error)}): name "
                 "another --workdir, or make room in this one"
             ) from error
-        for path in self._unfinished():
+        unfinished = self._unfinished()
+        for path in unfinished:
             log.warning(
                 "%s was not written to its end and is removed; the newest complete one is used.",
                 path,
             )
-        # All have to have looked before one removes it.
-        ocp.multihost.sync_global_processes("unfinished checkpoints found")
-        self._remove(self._unfinished())
+        ocp.multihost.sync_global_processes("all have looked before one removes them")
+        self._remove(unfinished)
         self._orbax = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.AsyncOptions(
@@ -110,7 +103,7 @@ class TrainCheckpointer:
 
     def close(self) -> None:
         """Waits for the save under way; warns if it failed."""
-        self._warn(self.wait())
+        self._wait_and_warn()
         self._orbax.close()
         self._quiet.close()
 
@@ -123,11 +116,12 @@ class TrainCheckpointer:
         except SAVING_ERRORS as error:
             self._problem = self._problem or reason(error)
         step, self._saving = self._saving, None
+        # All look before they agree, and only then one removes something.
+        steps, unfinished = seal.steps(self._directory), self._unfinished()
         problem, self._problem = agreed(self._problem), ""
-        steps = seal.steps(self._directory)
         if problem:
             gc.collect()  # Its errors are logged when they are collected: better now than later.
-            self._remove(self._unfinished())
+            self._remove(unfinished)
             left = f"step {steps[-1]} stays usable" if steps else "nothing is saved yet"
             self._has_failed = True
             return f"saving step {step} failed ({problem}): {left} in {self._directory}"
@@ -136,6 +130,10 @@ class TrainCheckpointer:
             log.info("saving works again: step %d is in %s", step, self._directory)
         self._has_failed = False
         return None
+
+    def _wait_and_warn(self) -> None:
+        if problem := self.wait():
+            log.warning("%s; training goes on", problem)
 
     def check(self) -> None:
         """Warns if the save under way has failed, without waiting for it."""
@@ -147,11 +145,7 @@ class TrainCheckpointer:
             self._problem = reason(error)
         # One that failed alone would have to wait for the others.
         if np.all(multihost_utils.process_allgather(np.array(bool(self._problem)))):
-            self._warn(self.wait())
-
-    def _warn(self, problem: str | None) -> None:
-        if problem:
-            log.warning("%s; training goes on", problem)
+            self._wait_and_warn()
 
     def latest_step(self) -> int | None:
         """The newest step in the directory that was saved to its end; None without any."""
@@ -166,7 +160,7 @@ class TrainCheckpointer:
         advanced. Waits for an earlier save, and warns if it failed. `state` is a dataclass with a
         field `ema`.
         """
-        self._warn(self.wait())
+        self._wait_and_warn()
         items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()}
         if data_iterator is not None:
             items["data"] = ocp.args.JsonSave(data_iterator.get_state())
@@ -184,36 +178,30 @@ class TrainCheckpointer:
         Damaged ones newer than it are named in a warning and renamed to `<step>.damaged`, so
         that training can write these steps again.
 
-        Args:
-          abstract_state: the state's dataclass with jax.ShapeDtypeStruct leaves. A leaf is restored
-            with this dtype onto this sharding; without a sharding, onto the default device.
-          data_iterator: is set to the saved position, which any number of processes may have saved.
+        abstract_state: the state's dataclass with jax.ShapeDtypeStruct leaves. A leaf is restored
+        with this dtype onto this sharding; without a sharding, onto the default device.
+        data_iterator: is set to the saved position, which any number of processes may have saved.
 
-        Returns:
-          The state and its step; None if the directory holds no checkpoint.
-
-        Raises:
-          UserError: the checkpoint is of another architecture or holds other arrays, or all of
-            them are damaged.
+        Returns the state and its step; None if the directory holds no checkpoint. Raises UserError
+        if it is of another architecture or holds other arrays, or all of them are damaged.
         """
-        self._warn(self.wait())
+        self._wait_and_warn()
         abstract = _items(abstract_state)
         names = (*abstract, "data") if data_iterator is not None else tuple(abstract)
         step, damaged = seal.newest_whole_step(self._directory, self._architecture, names)
         if step is None:
             return None
         path = self._directory / str(step)
-        items = {name: _read_arrays(path / name, item) for name, item in abstract.items()}
+        items = {name: read_arrays(path / name, item) for name, item in abstract.items()}
         if data_iterator is not None:
             data_iterator.set_state(json.loads((path / "data" / "metadata").read_text()))
-        # All processes have looked before one of them changes what the others see.
-        ocp.multihost.sync_global_processes("checkpoint restored")
+        ocp.multihost.sync_global_processes("all have read before one renames damaged steps")
         if jax.process_index() == 0:
-            for step_damaged in damaged:
-                aside = self._directory / f"{step_damaged}.damaged"
+            for source in (self._directory / str(old) for old in damaged):
+                aside = source.with_name(f"{source.name}.damaged")
                 if aside.exists():
                     aside.rmtree()
-                (self._directory / str(step_damaged)).rename(aside)
+                source.rename(aside)
         return dataclasses.replace(abstract_state, ema=items["ema"], **items["state"]), step
 
     def _seal_saved(self) -> None:
@@ -243,6 +231,11 @@ class TrainCheckpointer:
         ocp.multihost.sync_global_processes("checkpoints removed")
 
 
+def _absolute(directory: epath.PathLike) -> epath.Path:
+    directory = epath.Path(directory).expanduser()
+    return directory if directory.is_absolute() else directory.resolve()
+
+
 def _items(state: PyTree) -> dict[str, PyTree]:
     """What is saved by itself, so that it can be read by itself: the average, and the rest."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
@@ -255,17 +248,11 @@ def restore_ema(
     """Restores only the `ema` of the newest training checkpoint in which it is undamaged.
 
     Reads nothing else, and changes nothing in the directory: a training may be writing to it.
+    Every process of a multi-host run has to call it. `abstract_ema` is the field `ema` of an
+    `abstract_state` as `TrainCheckpointer.restore` takes it.
 
-    Args:
-      directory: a directory of `TrainCheckpointer`.
-      architecture: the line given to `TrainCheckpointer`.
-      abstract_ema: as `abstract_state` in `TrainCheckpointer.restore`, of `state.ema`.
-
-    Returns:
-      The averaged parameters and the step they are from.
-
-    Raises:
-      UserError: there is no checkpoint, the newest is of another architecture, or all are damaged.
+    Returns the averaged parameters and the step they are from. Raises UserError if there is no
+    checkpoint, the newest is of another architecture, or all are damaged.
     """
     directory = _absolute(directory)
     step, _ = seal.newest_whole_step(directory, architecture, ("ema",))
@@ -273,16 +260,14 @@ def restore_ema(
         raise UserError(
             f"no checkpoint in {directory}: train first, with --job=train and this --workdir"
         )
-    return _read_arrays(directory / str(step) / "ema", abstract_ema), step
+    return read_arrays(directory / str(step) / "ema", abstract_ema), step
 
 
 def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str) -> None:
     """Writes a pytree of arrays as a weights directory, which `load_weights` reads.
 
-    Every process of a multi-host run has to call it.
-
-    Raises:
-      UserError: the directory exists and is not empty.
+    Every process of a multi-host run has to call it. Raises UserError if the directory exists and
+    is not empty.
     """
     directory = _absolute(directory)
     # One looks for all: another would find what the first to go on has begun.
@@ -301,15 +286,11 @@ def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str
 def load_weights(
     directory: epath.PathLike, abstract_variables: PyTree, architecture: str
 ) -> PyTree:
-    """Reads a weights directory. Every process of a multi-host run has to call it.
+    """Reads a directory that `save_weights` has written, given the same line.
 
-    Args:
-      directory: written by `save_weights`.
-      abstract_variables: as `abstract_state` in `TrainCheckpointer.restore`.
-      architecture: the line given to `save_weights`.
-
-    Raises:
-      UserError: this is no weights directory, or is damaged, or of another architecture.
+    Every process of a multi-host run has to call it. `abstract_variables` is like `abstract_state`
+    of `TrainCheckpointer.restore`. Raises UserError if this is no weights directory, is damaged, or
+    of another architecture.
     """
     directory = _absolute(directory)
     if not (directory / seal.NAME).exists() or not (directory / "weights").exists():
@@ -319,45 +300,4 @@ def load_weights(
         )
     if damage := seal.damage(directory, architecture, ("weights",)):
         raise UserError(f"damaged weights: {damage}; make or copy {directory} anew")
-    return _read_arrays(directory / "weights", abstract_variables)
-
-
-def _absolute(directory: epath.PathLike) -> epath.Path:
-    directory = epath.Path(directory).expanduser()
-    return directory if directory.is_absolute() else directory.resolve()
-
-
-def _read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:
-    """Reads the arrays that `abstract` has, with its dtypes, onto its shardings.
-
-    Raises UserError where the leaves or their shapes are others than those saved.
-    """
-    handler = ocp.PyTreeCheckpointHandler()
-    wanted, saved = _shapes(abstract), _shapes(handler.metadata(path).tree)
-    differing = sorted(dict(wanted.items() ^ saved.items()))
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{path} does not fit this config in {len(differing)} array(s); the first is {name}: "
-            f"{saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here (use another "
-            "--workdir, or the config it was made with)"
-        )
-
-    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-        if leaf.sharding is None:
-            # By way of NumPy: Orbax would otherwise put it where it was when it was saved.
-            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
-
-    with ocp.Checkpointer(handler) as checkpointer:
-        args = ocp.args.PyTreeRestore(item=abstract, restore_args=jax.tree.map(how, abstract))
-        restored = checkpointer.restore(path, args=args)
-    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return read_arrays(directory / "weights", abstract_variables)

@@ -7,6 +7,7 @@ import ctypes
 import os
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -107,34 +108,22 @@ def from_environment(
     """What is said of VARIABLES' names, by flags or else by the environment.
 
     Raises:
-      UserError: a value is out of its range.
+      UserError: a value is none that JAX could read.
     """
     given: dict[str, Any] = {}
     for name, variable in VARIABLES.items():
         value = flags.get(name)
         if value is None:
             value = environment.get(variable) or None
-        if value is not None:
-            given[name] = value
-    for name in given.keys() & {"num_processes", "process_id"}:
-        try:
-            given[name] = int(given[name])
-        except ValueError:
-            raise UserError(f"{_both_names(name)} is {given[name]!r}: give a number") from None
-    address = given.get("coordinator_address")
-    if address is not None and not re.fullmatch(r".+:\d{1,5}", address):
-        raise UserError(
-            f"{_both_names('coordinator_address')} is {address!r}: give the host of process 0 and "
-            "a free port there, as host:port"
-        )
-    count, index = given.get("num_processes"), given.get("process_id")
-    if count is not None and count < 1:
-        raise UserError(f"{_both_names('num_processes')} is {count}: it must be at least 1")
-    if index is not None and not 0 <= index < (index + 1 if count is None else count):
-        raise UserError(
-            f"{_both_names('process_id')} is {index}: {count or 'N'} processes are numbered 0 to "
-            f"{count - 1 if count else 'N - 1'}"
-        )
+        if value is None:
+            continue
+        if name == "coordinator_address":
+            is_valid, form = re.fullmatch(r".+:\d{1,5}", value), "host:port, of process 0"
+        else:
+            is_valid, form = re.fullmatch(r"\d{1,9}", str(value)), "a number from 0"
+        if not is_valid:
+            raise UserError(f"{_both_names(name)} is {value!r}: give {form}")
+        given[name] = value if name == "coordinator_address" else int(value)
     return given
 
 
@@ -171,6 +160,9 @@ def _initialize(given: dict[str, Any], start_seconds: int) -> bool:
     told_by_cluster = os.environ.keys() & {"JOB_COMPLETION_INDEX", "TPU_WORKER_ID"}
     if "KUBERNETES_SERVICE_HOST" in os.environ and not given and not told_by_cluster:
         check_detection(os.environ, given)  # JAX would ask Kubernetes for a Job that is not there.
+    is_complete = len(given) == len(VARIABLES)
+    if is_complete and given["process_id"] == 0:
+        _check_port(int(given["coordinator_address"].rpartition(":")[2]))
     handler_before = _when_aborted("error: " + _NEVER_CAME.format(start_seconds))
     # SIGTERM is noticed by the training loop, which knows when to save; elsewhere it ends us.
     jax.config.update("jax_enable_preemption_service", False)
@@ -180,7 +172,7 @@ def _initialize(given: dict[str, Any], start_seconds: int) -> bool:
             warnings.simplefilter("ignore")
             jax.distributed.initialize(
                 **given,
-                cluster_detection_method="deactivate" if len(given) == len(VARIABLES) else None,
+                cluster_detection_method="deactivate" if is_complete else None,
                 initialization_timeout=start_seconds,
                 heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=_END_SECONDS,
@@ -192,16 +184,24 @@ def _initialize(given: dict[str, Any], start_seconds: int) -> bool:
             check_detection(os.environ, given)
             _handle_abort(handler_before)
             return False
-        if "RPC server" in text:
-            raise UserError(
-                "process 0 cannot listen on the port of the coordinator: choose another port, or "
-                "end the run that has it"
-            ) from error
         raise UserError(
-            "the other processes of this run cannot be found out from the environment "
-            f"({type(error).__name__}: {text}): set {', '.join(VARIABLES.values())}"
+            f"this process cannot join a run ({type(error).__name__}: {text}): give "
+            f"{', '.join(map(_both_names, VARIABLES))}"
         ) from error
     return True
+
+
+def _check_port(port: int) -> None:
+    """Raises a UserError if process 0 cannot listen there: JAX would crash."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("", port))
+        except (OSError, OverflowError) as error:
+            raise UserError(
+                f"process 0 cannot listen on port {port} ({error}): choose another port, or end "
+                "the run that has it"
+            ) from None
 
 
 _last_words = ""  # What a process says when JAX aborts it, and the exit code.

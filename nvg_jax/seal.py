@@ -89,9 +89,7 @@ def _read(directory: epath.Path) -> tuple[dict[str, Any] | None, str]:
     return json.loads(body), ""
 
 
-def _damage_in_share(
-    directory: epath.Path, sealed: dict[str, int], items: tuple[str, ...]
-) -> str:
+def _damage_in_share(directory: epath.Path, sealed: dict[str, int], items: tuple[str, ...]) -> str:
     names = sorted(name for name in sealed if name.startswith(tuple(f"{item}/" for item in items)))
     for item in items:
         if not any(name.startswith(f"{item}/") for name in names):

@@ -46,35 +46,14 @@ def job_set() -> dict:
     return yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
 
 
-@pytest.fixture(scope="module")
-def validator() -> jsonschema.Draft202012Validator:
-    schema = strict(JobsetV1alpha2JobSet.model_json_schema())
-    return jsonschema.Draft202012Validator(schema)
-
-
-def test_job_set_fits_the_schema(job_set, validator):
+def test_job_set_fits_the_schema(job_set):
+    validator = jsonschema.Draft202012Validator(strict(JobsetV1alpha2JobSet.model_json_schema()))
     validator.validate(job_set)
+    for mistake in ({"parallelism": "four"}, {"paralelism": 4}):
+        changed = json.loads(json.dumps(job_set))
+        changed["spec"]["replicatedJobs"][0]["template"]["spec"] |= mistake
+        assert not validator.is_valid(changed)
     assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("spec/failurePolicy/maxRestart", 3),
-        ("spec/replicatedJobs/0/template/spec/parallelism", "four"),
-        ("spec/replicatedJobs/0/template/spec/template/spec/containers/0/nodeSelector", {}),
-        ("spec/replicatedJobs/0/template/spec/template/spec/containers/0/ports/0/name", 8482),
-    ],
-)
-def test_the_schema_finds_mistakes(job_set, validator, field, value):
-    changed = json.loads(json.dumps(job_set))
-    *parents, name = [int(part) if part.isdigit() else part for part in field.split("/")]
-    place = changed
-    for part in parents:
-        place = place[part]
-    place[name] = value
-    with pytest.raises(jsonschema.ValidationError):
-        validator.validate(changed)
 
 
 def test_job_set_agrees_with_itself(job_set):
@@ -151,13 +130,22 @@ def test_local_ends_all_when_one_fails():
     assert "process 1 has ended with exit code 7" in result.stderr
 
 
+# A shell cannot undo that SIGINT is ignored, as in what a script starts in the background.
+_NOTICING_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_signals_on(number):
     script = (
         'trap "echo saved; exit $JAX_PROCESS_ID" TERM; echo ready; while :; do sleep 0.05; done'
     )
+    launcher = [sys.executable, "-c", _NOTICING_SIGINT, LAUNCH / "local.sh"]
     with subprocess.Popen(
-        [LAUNCH / "local.sh", "-n", "2", "bash", "-c", script], stdout=subprocess.PIPE, text=True
+        [*launcher, "-n", "2", "bash", "-c", script], stdout=subprocess.PIPE, text=True
     ) as process:
         output = ""
         while output.count("ready") < 2:
