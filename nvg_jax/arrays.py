@@ -1,4 +1,4 @@
-"""Reading what Orbax has written as a pytree of arrays, where it has to be what is expected."""
+"""Where Orbax writes, and reading a pytree of arrays that has to be what is expected."""
 
 from typing import Any
 
@@ -11,6 +11,12 @@ from etils import epath
 from nvg_jax.errors import UserError
 
 PyTree = Any
+
+
+def absolute(directory: epath.PathLike) -> epath.Path:
+    """As Orbax needs it, with `~` for the home; a bucket's is absolute already."""
+    directory = epath.Path(directory).expanduser()
+    return directory if directory.isabsolute() else directory.resolve()
 
 
 def read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:

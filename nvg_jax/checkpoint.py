@@ -29,7 +29,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from nvg_jax import seal
-from nvg_jax.arrays import read_arrays
+from nvg_jax.arrays import absolute, read_arrays
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
@@ -56,7 +56,7 @@ class TrainCheckpointer:
     def __init__(self, directory: epath.PathLike, architecture: str, keep: int):
         if keep < 2:
             raise UserError(f"cannot keep {keep} checkpoint(s): at least 2, should one be damaged")
-        self._directory = _absolute(directory)
+        self._directory = absolute(directory)
         self._architecture = architecture
         self._keep = keep
         self._saving: int | None = None
@@ -231,11 +231,6 @@ class TrainCheckpointer:
         ocp.multihost.sync_global_processes("checkpoints removed")
 
 
-def _absolute(directory: epath.PathLike) -> epath.Path:
-    directory = epath.Path(directory).expanduser()
-    return directory if directory.is_absolute() else directory.resolve()
-
-
 def _items(state: PyTree) -> dict[str, PyTree]:
     """What is saved by itself, so that it can be read by itself: the average, and the rest."""
     fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
@@ -254,7 +249,7 @@ def restore_ema(
     Returns the averaged parameters and the step they are from. Raises UserError if there is no
     checkpoint, the newest is of another architecture, or all are damaged.
     """
-    directory = _absolute(directory)
+    directory = absolute(directory)
     step, _ = seal.newest_whole_step(directory, architecture, ("ema",))
     if step is None:
         raise UserError(
@@ -269,7 +264,7 @@ def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str
     Every process of a multi-host run has to call it. Raises UserError if the directory exists and
     is not empty.
     """
-    directory = _absolute(directory)
+    directory = absolute(directory)
     # One looks for all: another would find what the first to go on has begun.
     taken = jax.process_index() == 0 and directory.exists()
     taken = taken and (not directory.is_dir() or any(directory.iterdir()))
@@ -292,7 +287,7 @@ def load_weights(
     of `TrainCheckpointer.restore`. Raises UserError if this is no weights directory, is damaged, or
     of another architecture.
     """
-    directory = _absolute(directory)
+    directory = absolute(directory)
     if not (directory / seal.NAME).exists() or not (directory / "weights").exists():
         raise UserError(
             f"{directory} is not a (completely written) weights directory: name one that "
