@@ -16,7 +16,7 @@ PyTree = Any
 def absolute(directory: epath.PathLike) -> epath.Path:
     """As Orbax needs it, with `~` for the home; a bucket's is absolute already."""
     directory = epath.Path(directory).expanduser()
-    return directory if directory.isabsolute() else directory.resolve()
+    return directory if directory.is_absolute() else directory.resolve()
 
 
 def read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:
