@@ -225,3 +225,40 @@ def test_orbax_is_quiet_at_absl_default_verbosity(tmp_path, caplog):
         checkpointer.save(30, make_state(30), iterator())
     restore_ema(tmp_path, ARCHITECTURE, ABSTRACT.ema)
     assert caplog.records == []
+
+
+@pytest.mark.slow
+def test_two_processes_fail_alike_and_share_the_reading(tmp_path):
+    flags = tmp_path / "flags"
+    flags.mkdir()
+    with small_disk(tmp_path, "14m") as disk:
+        directory = disk.path / "checkpoints"
+        launcher = subprocess.Popen(
+            ["launch/local.sh", "-n", "2", "-c", "2", sys.executable, "-m", "tests.sharing"]
+            + [str(directory), str(flags)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+        def wait_for(name: str) -> None:
+            while not all((flags / f"{name}{index}").exists() for index in (0, 1)):
+                assert launcher.poll() is None, launcher.stdout.read()
+                time.sleep(0.05)
+
+        wait_for("saved")
+        disk.fill(leave=200_000)
+        (flags / "full").touch()
+        wait_for("failed")
+        disk.free()
+        (flags / "free").touch()
+        output, _ = launcher.communicate(timeout=200)
+        assert launcher.returncode == 0, output
+        assert names(directory) == ["4", "5.damaged"]
+        found = [p for p in (directory / "5.damaged" / "ema").rglob("*") if p.is_file()]
+    read = [(flags / f"read{index}").read_text().splitlines() for index in (0, 1)]
+    assert all(read) and not set(read[0]) & set(read[1])
+    assert len(read[0] + read[1]) == len(found)
+    assert (flags / "refused0").exists() and (flags / "refused1").exists()
+    assert "Traceback" not in output
+    assert output.count("step 5 is damaged") == 2
