@@ -90,7 +90,7 @@ setup() {
     rm -rf nvg_jax && mkdir nvg_jax && tar -xzf nvg_jax.tar.gz -C nvg_jax
     command -v uv >/dev/null || python3 -m pip install --quiet --user uv
     export PATH="$HOME/.local/bin:$PATH"
-    test -d venv || uv venv --quiet --python 3.11 venv
+    test -d venv || uv venv --quiet --python 3.12 venv
     uv pip install --quiet --python venv/bin/python -r nvg_jax/requirements-gcs.txt "jax[tpu]"'
 }
 

@@ -2,7 +2,8 @@
 
 A training's directory holds one directory a step, a weights directory is like one such step:
 
-    <step>/state/    the arrays of the state (in a weights directory: weights/)
+    <step>/ema/      all that inference needs (in a weights directory: weights/)
+    <step>/state/    the other fields of the state
     <step>/data/     the position in the data, which is that of all processes together
     <step>/seal      the architecture, and a CRC-32 of every file above
 
@@ -10,13 +11,11 @@ Orbax writes a step under a temporary name and renames it when it is whole, so a
 was killed is never taken for a checkpoint. Changed bytes in an array's data, however, it mostly
 hands over as other numbers, and damaged metadata as exceptions of every kind. So the seal is
 compared with the files before Orbax reads anything: what does not agree with its seal is damaged,
-and an exception raised after that is never about damage.
-
-A save that fails, on a full disk or one that cannot be written, is said and cleared away, and the
-checkpoints before it stay. Directories may be in a bucket (`gs://`).
+and an exception raised after that is never about it. Directories may be in a bucket (`gs://`).
 """
 
 import contextlib
+import dataclasses
 import gc
 import json
 import logging
@@ -24,14 +23,14 @@ from typing import Any
 
 import grain
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import LatestN
 
 from nvg_jax import seal
+from nvg_jax.arrays import absolute, read_arrays
+from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
 
@@ -45,62 +44,54 @@ class TrainCheckpointer:
     A context manager; leaving it waits for the save under way. Every process of a multi-host run
     makes one for the same directory and makes the same calls.
 
-    A save that fails changes nothing but the log: what it left is removed, so that it does not keep
-    a full disk full, and earlier checkpoints stay. With several processes it fails for all if it
-    fails for one; the others notice after the time that Orbax allows a save, 20 minutes.
+    A save that fails, on a full disk for one, changes nothing but the log: what it left is removed,
+    so that it does not keep the disk full, and earlier checkpoints stay. With several processes it
+    fails for all if it fails for one; the others notice after the time that Orbax allows a save.
 
-    Args:
-      directory: holds the checkpoints; it is made, and what a killed save left in it is removed.
-      architecture: one line that tells the trained model from others.
-      keep: number of checkpoints kept; at least 2, so that an older one is there to fall back on.
-
-    Raises:
-      UserError: keep is below 2, or the directory cannot be made.
+    directory: holds the checkpoints; it is made, and what a killed save left in it is removed.
+    architecture: one line that tells the trained model from others. keep: how many are kept, at
+    least 2. Raises UserError if it is less, or the directory cannot be made.
     """
 
     def __init__(self, directory: epath.PathLike, architecture: str, keep: int):
         if keep < 2:
-            raise UserError(
-                f"cannot keep {keep} checkpoint(s): keep at least 2, so that an older one can be "
-                "used should the newest be damaged"
-            )
-        self._directory = _absolute(directory)
+            raise UserError(f"cannot keep {keep} checkpoint(s): at least 2, should one be damaged")
+        self._directory = absolute(directory)
         self._architecture = architecture
         self._keep = keep
         self._saving: int | None = None
-        self._refused: Exception | None = None  # What made a save fail before it was under way.
+        self._problem = ""  # Why the save under way has failed, if that is known.
         self._has_failed = False
-        for path in self._directory.glob(f"*{ocp.path.step.TMP_DIR_SUFFIX}*"):
-            log.warning(
-                "%s was not written to its end and is removed; the newest complete one is used.",
-                path,
-            )
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(said_once())
         try:
-            self._manager = self._open(cleanup=True)
+            self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
                 f"no checkpoint can be written to {self._directory} ({reason(error)}): name "
                 "another --workdir, or make room in this one"
             ) from error
-
-    def _open(self, cleanup: bool) -> ocp.CheckpointManager:
-        return ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=LatestN(self._keep),
-                cleanup_tmp_directories=cleanup,
-                # The steps' metadata is only about metrics, and a damaged one logs a traceback.
-                lightweight_initialize=True,
-                async_options=ocp.AsyncOptions(
-                    post_finalization_callback=self._seal_saved,
-                    # Where one cannot be made, threads would wait for it and keep us from ending.
-                    # Several processes have to fail alike, which they do in the background.
-                    create_directories_asynchronously=jax.process_count() > 1,
-                ),
+        unfinished = self._unfinished()
+        for path in unfinished:
+            log.warning(
+                "%s was not written to its end and is removed; the newest complete one is used.",
+                path,
+            )
+        ocp.multihost.sync_global_processes("all have looked before one removes them")
+        self._remove(unfinished)
+        self._orbax = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.AsyncOptions(
+                post_finalization_callback=self._seal_saved,
+                # Where one cannot be made, threads would wait for it and keep us from ending.
+                # Several processes have to fail alike, which they do in the background.
+                create_directories_asynchronously=jax.process_count() > 1,
+            ),
+            # Written by a thread, it would raise the same failure again, and later.
+            checkpoint_metadata_store=ocp.metadata.metadata_store(
+                enable_write=True, blocking_write=True
             ),
         )
+        self._quiet = contextlib.ExitStack()
+        self._quiet.enter_context(said_once())
 
     def __enter__(self) -> "TrainCheckpointer":
         return self
@@ -112,51 +103,53 @@ class TrainCheckpointer:
 
     def close(self) -> None:
         """Waits for the save under way; warns if it failed."""
-        self._warn(self.wait())
-        self._manager.close()
+        self._wait_and_warn()
+        self._orbax.close()
         self._quiet.close()
 
     def wait(self) -> str | None:
         """Waits for the save under way. What is to be said if it failed: why, and what is left."""
         if self._saving is None:
             return None
-        problem = None
-        refused, self._refused = self._refused, None
         try:
-            if refused:
-                raise refused
-            self._manager.wait_until_finished()
+            self._orbax.wait_until_finished()
         except SAVING_ERRORS as error:
-            problem = reason(error)
+            self._problem = self._problem or reason(error)
         step, self._saving = self._saving, None
-        failed = bool(np.any(multihost_utils.process_allgather(np.array(problem is not None))))
-        if failed:
-            self._start_over(step)
-            latest = self._manager.latest_step()
-            left = "nothing is saved yet" if latest is None else f"step {latest} stays usable"
-            problem = problem or "another process failed"
+        # All look before they agree, and only then one removes something.
+        steps, unfinished = seal.steps(self._directory), self._unfinished()
+        problem, self._problem = agreed(self._problem), ""
+        if problem:
+            gc.collect()  # Its errors are logged when they are collected: better now than later.
+            self._remove(unfinished)
+            left = f"step {steps[-1]} stays usable" if steps else "nothing is saved yet"
             self._has_failed = True
             return f"saving step {step} failed ({problem}): {left} in {self._directory}"
+        self._remove([self._directory / str(old) for old in steps[: -self._keep]])
         if self._has_failed:
             log.info("saving works again: step %d is in %s", step, self._directory)
         self._has_failed = False
         return None
 
+    def _wait_and_warn(self) -> None:
+        if problem := self.wait():
+            log.warning("%s; training goes on", problem)
+
     def check(self) -> None:
         """Warns if the save under way has failed, without waiting for it."""
         if self._saving is None:
             return
-        finished = not self._manager.is_saving_in_progress()
-        if np.all(multihost_utils.process_allgather(np.array(finished))):
-            self._warn(self.wait())
-
-    def _warn(self, problem: str | None) -> None:
-        if problem:
-            log.warning("%s; training goes on", problem)
+        try:
+            self._orbax.check_for_errors()
+        except SAVING_ERRORS as error:
+            self._problem = reason(error)
+        # One that failed alone would have to wait for the others.
+        if np.all(multihost_utils.process_allgather(np.array(bool(self._problem)))):
+            self._wait_and_warn()
 
     def latest_step(self) -> int | None:
-        """The newest step saved, being saved or found in the directory; None without any."""
-        return self._manager.latest_step()
+        """The newest step in the directory that was saved to its end; None without any."""
+        return max(seal.steps(self._directory), default=None)
 
     def save(
         self, step: int, state: PyTree, data_iterator: grain.DatasetIterator | None = None
@@ -164,21 +157,18 @@ class TrainCheckpointer:
         """Starts saving `state` and the position of `data_iterator` as the checkpoint of `step`.
 
         Both are taken as they are now: on return the state may be donated and the iterator
-        advanced. Waits for an earlier save, and warns if it failed. A step that is there already is
-        not written again.
+        advanced. Waits for an earlier save, and warns if it failed. `state` is a dataclass with a
+        field `ema`.
         """
-        self._warn(self.wait())
-        if step in self._manager.all_steps():
-            return
-        items = {"state": ocp.args.PyTreeSave(state)}
+        self._wait_and_warn()
+        items = {name: ocp.args.PyTreeSave(item) for name, item in _items(state).items()}
         if data_iterator is not None:
             items["data"] = ocp.args.JsonSave(data_iterator.get_state())
         self._saving = step
         try:
-            # force: a step below the latest would be passed over without a word.
-            self._manager.save(step, args=ocp.args.Composite(**items), force=True)
+            self._orbax.save(self._directory / str(step), args=ocp.args.Composite(**items))
         except SAVING_ERRORS as error:
-            self._refused = error
+            self._problem = reason(error)
 
     def restore(
         self, abstract_state: PyTree, data_iterator: grain.DatasetIterator | None = None
@@ -188,107 +178,97 @@ class TrainCheckpointer:
         Damaged ones newer than it are named in a warning and renamed to `<step>.damaged`, so
         that training can write these steps again.
 
-        Args:
-          abstract_state: the state's pytree with jax.ShapeDtypeStruct leaves. A leaf is restored
-            with this dtype onto this sharding; without a sharding, onto the default device.
-          data_iterator: is set to the saved position, which any number of processes may have saved.
+        abstract_state: the state's dataclass with jax.ShapeDtypeStruct leaves. A leaf is restored
+        with this dtype onto this sharding; without a sharding, onto the default device.
+        data_iterator: is set to the saved position, which any number of processes may have saved.
 
-        Returns:
-          The state and its step; None if the directory holds no checkpoint.
-
-        Raises:
-          UserError: the checkpoint is of another architecture or holds other arrays, or all of
-            them are damaged.
+        Returns the state and its step; None if the directory holds no checkpoint. Raises UserError
+        if it is of another architecture or holds other arrays, or all of them are damaged.
         """
-        self._warn(self.wait())
-        step, damaged = seal.newest_whole_step(self._directory, self._architecture)
+        self._wait_and_warn()
+        abstract = _items(abstract_state)
+        names = (*abstract, "data") if data_iterator is not None else tuple(abstract)
+        step, damaged = seal.newest_whole_step(self._directory, self._architecture, names)
         if step is None:
             return None
         path = self._directory / str(step)
-        state = _read_arrays(path / "state", abstract_state)
+        items = {name: read_arrays(path / name, item) for name, item in abstract.items()}
         if data_iterator is not None:
-            data_iterator.set_state(_read_position(path / "data"))
-        self._set_aside(damaged)
-        return state, step
+            data_iterator.set_state(json.loads((path / "data" / "metadata").read_text()))
+        ocp.multihost.sync_global_processes("all have read before one renames damaged steps")
+        if jax.process_index() == 0:
+            for source in (self._directory / str(old) for old in damaged):
+                aside = source.with_name(f"{source.name}.damaged")
+                if aside.exists():
+                    aside.rmtree()
+                source.rename(aside)
+        return dataclasses.replace(abstract_state, ema=items["ema"], **items["state"]), step
 
     def _seal_saved(self) -> None:
         # Orbax calls this in its background thread, on the primary process, once all processes
         # have written their files and before it renames the temporary directory.
-        (path,) = self._unfinished(self._saving)
+        (path,) = self._unfinished()
         seal.write(path, self._architecture)
 
-    def _unfinished(self, step: int) -> list[epath.Path]:
-        """The directory in which a step is being written, if there is one."""
-        temporary = f"{step}{ocp.path.step.TMP_DIR_SUFFIX}"
+    def _unfinished(self) -> list[epath.Path]:
+        """The directories of steps that were not written to their end."""
+        whole = set(map(str, seal.steps(self._directory)))
         return [
             path
             for path in self._directory.iterdir()
             # On storage without renaming it has its final name from the start.
-            if path.name == str(step) or path.name.startswith(temporary)
+            if ocp.path.step.TMP_DIR_SUFFIX in path.name
+            or (path.name.isdigit() and path.name not in whole)
         ]
 
-    def _start_over(self, step: int) -> None:
-        """Removes what the failed save of a step left, on the disk and in Orbax."""
-        with contextlib.suppress(*SAVING_ERRORS):  # One failure may raise several.
-            self._manager.close()
-        self._manager = self._open(cleanup=False)
-        gc.collect()  # Its errors are logged when they are collected: better now than later.
-        if jax.process_index() == 0 and step not in self._manager.all_steps():
-            try:
-                for path in self._unfinished(step):
-                    path.rmtree()
-            except OSError as error:
-                log.warning("the rest of step %d cannot be removed (%s)", step, reason(error))
-        ocp.multihost.sync_global_processes("failed save removed")
-
-    def _set_aside(self, steps: list[int]) -> None:
-        # All processes have looked before one of them changes what the others see.
-        ocp.multihost.sync_global_processes("damaged checkpoints found")
+    def _remove(self, paths: list[epath.Path]) -> None:
         if jax.process_index() == 0:
-            for step in steps:
-                aside = self._directory / f"{step}.damaged"
-                if aside.exists():
-                    aside.rmtree()
-                (self._directory / str(step)).rename(aside)
-        ocp.multihost.sync_global_processes("damaged checkpoints set aside")
-        self._manager.reload()
+            for path in paths:
+                try:
+                    path.rmtree()
+                except OSError as error:
+                    log.warning("%s cannot be removed (%s)", path, reason(error))
+        ocp.multihost.sync_global_processes("checkpoints removed")
+
+
+def _items(state: PyTree) -> dict[str, PyTree]:
+    """What is saved by itself, so that it can be read by itself: the average, and the rest."""
+    fields = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {"ema": fields.pop("ema"), "state": fields}
 
 
 def restore_ema(
     directory: epath.PathLike, architecture: str, abstract_ema: PyTree
 ) -> tuple[PyTree, int]:
-    """Restores only the `ema` of the newest training checkpoint that is whole.
+    """Restores only the `ema` of the newest training checkpoint in which it is undamaged.
 
-    Changes nothing in the directory: a training may be writing to it.
+    Reads nothing else, and changes nothing in the directory: a training may be writing to it.
+    Every process of a multi-host run has to call it. `abstract_ema` is the field `ema` of an
+    `abstract_state` as `TrainCheckpointer.restore` takes it.
 
-    Args:
-      directory: a directory of `TrainCheckpointer`, whose states have a field `ema`.
-      architecture: the line given to `TrainCheckpointer`.
-      abstract_ema: as `abstract_state` in `TrainCheckpointer.restore`, of `state.ema`.
-
-    Returns:
-      The averaged parameters and the step they are from.
-
-    Raises:
-      UserError: there is no checkpoint, the newest is of another architecture, or all are damaged.
+    Returns the averaged parameters and the step they are from. Raises UserError if there is no
+    checkpoint, the newest is of another architecture, or all are damaged.
     """
-    directory = _absolute(directory)
-    step, _ = seal.newest_whole_step(directory, architecture)
+    directory = absolute(directory)
+    step, _ = seal.newest_whole_step(directory, architecture, ("ema",))
     if step is None:
         raise UserError(
             f"no checkpoint in {directory}: train first, with --job=train and this --workdir"
         )
-    return _read_arrays(directory / str(step) / "state", {"ema": abstract_ema})["ema"], step
+    return read_arrays(directory / str(step) / "ema", abstract_ema), step
 
 
 def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str) -> None:
     """Writes a pytree of arrays as a weights directory, which `load_weights` reads.
 
-    Raises:
-      UserError: the directory exists and is not empty.
+    Every process of a multi-host run has to call it. Raises UserError if the directory exists and
+    is not empty.
     """
-    directory = _absolute(directory)
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    directory = absolute(directory)
+    # One looks for all: another would find what the first to go on has begun.
+    taken = jax.process_index() == 0 and directory.exists()
+    taken = taken and (not directory.is_dir() or any(directory.iterdir()))
+    if agreed("it is taken" if taken else ""):
         raise UserError(f"{directory} exists already: choose another place, or remove it first")
     directory.mkdir(parents=True, exist_ok=True)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -301,82 +281,18 @@ def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str
 def load_weights(
     directory: epath.PathLike, abstract_variables: PyTree, architecture: str
 ) -> PyTree:
-    """Reads a weights directory.
+    """Reads a directory that `save_weights` has written, given the same line.
 
-    Args:
-      directory: written by `save_weights`.
-      abstract_variables: as `abstract_state` in `TrainCheckpointer.restore`.
-      architecture: the line given to `save_weights`.
-
-    Raises:
-      UserError: this is no weights directory, or is damaged, or of another architecture.
+    Every process of a multi-host run has to call it. `abstract_variables` is like `abstract_state`
+    of `TrainCheckpointer.restore`. Raises UserError if this is no weights directory, is damaged, or
+    of another architecture.
     """
-    directory = _absolute(directory)
-    if not seal.is_sealed(directory) or not (directory / "weights").exists():
+    directory = absolute(directory)
+    if not (directory / seal.NAME).exists() or not (directory / "weights").exists():
         raise UserError(
             f"{directory} is not a (completely written) weights directory: name one that "
             "--job=export or nvg_jax.interop.convert has made"
         )
-    try:
-        seal.check(directory, architecture)
-    except seal.Damaged as damage:
-        raise UserError(f"damaged weights: {damage}; make or copy {directory} anew") from None
-    return _read_arrays(directory / "weights", abstract_variables)
-
-
-def _read_position(directory: epath.Path) -> dict[str, Any]:
-    # Earlier versions wrote one file a process, with the same content.
-    (path,) = (
-        path
-        for path in directory.iterdir()
-        if path.name == "metadata" or path.name.startswith("process_0-")
-    )
-    return json.loads(path.read_text())
-
-
-def _absolute(directory: epath.PathLike) -> epath.Path:
-    directory = epath.Path(directory).expanduser()
-    return directory if directory.is_absolute() else directory.resolve()
-
-
-def _read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:
-    """Reads the sub-trees that `abstract` has, with its dtypes, onto its shardings.
-
-    Raises UserError where the leaves or their shapes are others than those saved.
-    """
-    handler = ocp.PyTreeCheckpointHandler()
-    wanted = _shapes(abstract)
-    parts = {name.split("/")[0] for name in wanted}
-    saved = _shapes(handler.metadata(path).tree)
-    saved = {name: shape for name, shape in saved.items() if name.split("/")[0] in parts}
-    differing = sorted(dict(wanted.items() ^ saved.items()))
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{path} does not fit this config in {len(differing)} array(s); the first is {name}: "
-            f"{saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here (use another "
-            "--workdir, or the config it was made with)"
-        )
-
-    def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
-        if leaf.sharding is None:
-            # By way of NumPy: Orbax would otherwise put it where it was when it was saved.
-            return ocp.RestoreArgs(restore_type=np.ndarray, dtype=leaf.dtype)
-        return ocp.ArrayRestoreArgs(sharding=leaf.sharding, dtype=leaf.dtype)
-
-    with ocp.Checkpointer(handler) as checkpointer:
-        restored = checkpointer.restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                item=abstract, restore_args=jax.tree.map(how, abstract), partial_restore=True
-            ),
-        )
-    return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
-
-
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    if damage := seal.damage(directory, architecture, ("weights",)):
+        raise UserError(f"damaged weights: {damage}; make or copy {directory} anew")
+    return read_arrays(directory / "weights", abstract_variables)

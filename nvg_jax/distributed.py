@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
-from nvg_jax.errors import UserError
+from nvg_jax.errors import Preempted, UserError
 
 # What tells a process of the others, where no cluster does. JAX itself reads the first.
 VARIABLES = {
@@ -31,17 +33,17 @@ _HEARTBEAT_SECONDS = 30  # After which a silent process counts as dead.
 _END_SECONDS = 3600  # Process 0 may have metrics and pictures to make when the others are done.
 _FAREWELL_SECONDS = 20  # How long a process that ends early waits for others that do so as well.
 
-_START_AGAIN = (
-    "start all of them again with the same command, and training goes on from the last checkpoint"
+_ENDED = (
+    "another process of this run has ended ({}): start all of them again with the same command, "
+    "and training goes on from the last checkpoint"
 )
-_ENDED = "another process of this run has ended ({}): " + _START_AGAIN
-_SEE_ABOVE = "or is out of reach; the lines above are JAX's report"
+_NEVER_CAME = (
+    "the processes of this run did not all come together within {} s: see that all are started, "
+    "with the same number of processes, and reach the port of process 0"
+)
 
 # What failed communication is called by the libraries that do it.
 _LOST_CONNECTION = re.compile("Gloo|NCCL|[Bb]arrier|coordination service")
-
-_last_words = ""  # What a process says when JAX aborts it, and the exit code.
-_exit_code = 1
 
 
 @contextlib.contextmanager
@@ -55,7 +57,8 @@ def processes(
     """Makes this process one of a run of many, if it is one; gives its number, which is 0 alone.
 
     What is not given comes from VARIABLES, or else from the cluster that JAX detects: a TPU pod,
-    Slurm, a Kubernetes Job, Open MPI. Has to come before any other use of devices.
+    Slurm, a Kubernetes Job, Open MPI. With `num_processes` 1 it is alone wherever it runs. Has to
+    come before any other use of devices.
 
     When another process dies, this one ends within a minute, with one line and exit code 1: either
     by a UserError, because it was talking to the other one, or at once, when JAX gives notice. On
@@ -74,12 +77,10 @@ def processes(
     if not _initialize(given, start_seconds):
         yield 0
         return
-    _when_aborted("error: " + _ENDED.format(_SEE_ABOVE))
+    _when_aborted("error: " + _ENDED.format("or is out of reach; the lines above are JAX's report"))
     try:
         yield jax.process_index()
     except BaseException as error:
-        from nvg_jax.errors import Preempted
-
         reason = _lost_connection(error)
         code = stopped_exit_code if isinstance(error, Preempted) else 1
         _end_within(1 if reason else _FAREWELL_SECONDS, code)
@@ -89,45 +90,47 @@ def processes(
     jax.distributed.shutdown()
 
 
+def agreed(words: str) -> str:
+    """The same on every process: what the first that has something to say says, or else ''.
+
+    Every process has to call it. Words are cut off after 4,000 bytes.
+    """
+    if jax.process_count() == 1:
+        return words
+    mine = np.frombuffer(words.encode()[:4000].ljust(4000, b"\0"), np.uint8)
+    said = (bytes(row).rstrip(b"\0") for row in multihost_utils.process_allgather(mine))
+    return next(filter(None, said), b"").decode(errors="ignore")
+
+
 def from_environment(
     environment: Mapping[str, str], **flags: str | int | None
 ) -> dict[str, str | int]:
     """What is said of VARIABLES' names, by flags or else by the environment.
 
     Raises:
-      UserError: a value is out of its range.
+      UserError: a value is none that JAX could read.
     """
     given: dict[str, Any] = {}
     for name, variable in VARIABLES.items():
-        if flags.get(name) is not None:
-            given[name] = flags[name]
-        elif environment.get(variable):
-            given[name] = environment[variable]
-    for name in given.keys() & {"num_processes", "process_id"}:
-        try:
-            given[name] = int(given[name])
-        except ValueError:
-            raise UserError(f"{_both_names(name)} is {given[name]!r}: give a number") from None
-    address = given.get("coordinator_address")
-    if address is not None and not re.fullmatch(r".+:\d{1,5}", address):
-        raise UserError(
-            f"{_both_names('coordinator_address')} is {address!r}: give the host of process 0 and "
-            "a free port there, as host:port"
-        )
-    count = given.get("num_processes")
-    if count is not None and count < 1:
-        raise UserError(f"{_both_names('num_processes')} is {count}: it must be at least 1")
-    index = given.get("process_id")
-    if index is not None and not 0 <= index < (index + 1 if count is None else count):
-        raise UserError(
-            f"{_both_names('process_id')} is {index}: {count or 'N'} processes are numbered 0 to "
-            f"{count - 1 if count else 'N - 1'}"
-        )
+        value = flags.get(name)
+        if value is None:
+            value = environment.get(variable) or None
+        if value is None:
+            continue
+        if name == "coordinator_address":
+            is_valid, form = re.fullmatch(r".+:\d{1,5}", value), "host:port, of process 0"
+        else:
+            is_valid, form = re.fullmatch(r"\d{1,9}", str(value)), "a number from 0"
+        if not is_valid:
+            raise UserError(f"{_both_names(name)} is {value!r}: give {form}")
+        given[name] = value if name == "coordinator_address" else int(value)
     return given
 
 
 def check_detection(environment: Mapping[str, str], given: Mapping[str, Any]) -> None:
     """Nothing was detected: raises a UserError where this process is not alone all the same."""
+    variables = ", ".join(VARIABLES.values())
+    alone = f"for a run of one process set {VARIABLES['num_processes']}=1"
     if given:
         missing = ", ".join(_both_names(name) for name in VARIABLES if name not in given)
         raise UserError(
@@ -137,12 +140,12 @@ def check_detection(environment: Mapping[str, str], given: Mapping[str, Any]) ->
     if int(environment.get("SLURM_NTASKS", 1)) > 1:
         raise UserError(
             f"this Slurm job has {environment['SLURM_NTASKS']} tasks, but srun did not start this "
-            "process: start it with srun, or unset SLURM_NTASKS for a run of one process"
+            f"process: start it with srun; {alone}"
         )
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+    if "KUBERNETES_SERVICE_HOST" in environment:
         raise UserError(
-            "this is a pod of an indexed Kubernetes Job, but nothing tells of the others: set "
-            f"{', '.join(VARIABLES.values())}, or install jax[k8s], which asks Kubernetes"
+            f"this is a pod in Kubernetes, and nothing tells of the others: set {variables}, or "
+            f"start it as an indexed Job with jax[k8s] installed; {alone}"
         )
 
 
@@ -152,16 +155,15 @@ def _both_names(name: str) -> str:
 
 def _initialize(given: dict[str, Any], start_seconds: int) -> bool:
     """Joins the other processes; False if there are none."""
-    is_complete = len(given) == len(VARIABLES)
-    if not given and _is_pod_of_its_own(os.environ):
+    if given.get("num_processes") == 1:
         return False
+    told_by_cluster = os.environ.keys() & {"JOB_COMPLETION_INDEX", "TPU_WORKER_ID"}
+    if "KUBERNETES_SERVICE_HOST" in os.environ and not given and not told_by_cluster:
+        check_detection(os.environ, given)  # JAX would ask Kubernetes for a Job that is not there.
+    is_complete = len(given) == len(VARIABLES)
     if is_complete and given["process_id"] == 0:
-        _check_port(given["coordinator_address"])
-    handler_before = _when_aborted(
-        f"error: the processes of this run did not all come together within {start_seconds} s: "
-        "see that all are started, with the same number of processes, and reach the port of "
-        "process 0"
-    )
+        _check_port(int(given["coordinator_address"].rpartition(":")[2]))
+    handler_before = _when_aborted("error: " + _NEVER_CAME.format(start_seconds))
     # SIGTERM is noticed by the training loop, which knows when to save; elsewhere it ends us.
     jax.config.update("jax_enable_preemption_service", False)
     try:
@@ -176,29 +178,21 @@ def _initialize(given: dict[str, Any], start_seconds: int) -> bool:
                 shutdown_timeout_seconds=_END_SECONDS,
             )
     except Exception as error:
-        if not re.search("should be defined|must be defined", str(error)):
-            # Of any kind: detection reads variables, asks servers and resolves names.
-            raise UserError(
-                "the other processes of this run cannot be found out from the environment "
-                f"({type(error).__name__}: {' '.join(str(error).split())[:300]}): set "
-                f"{', '.join(VARIABLES.values())}"
-            ) from error
-        check_detection(os.environ, given)
-        _handle_abort(handler_before)
-        return False
+        # Of any kind: detection reads variables, asks servers and resolves names.
+        text = " ".join(str(error).split())[:300]
+        if "should be defined" in text or "must be defined" in text:
+            check_detection(os.environ, given)
+            _handle_abort(handler_before)
+            return False
+        raise UserError(
+            f"this process cannot join a run ({type(error).__name__}: {text}): give "
+            f"{', '.join(map(_both_names, VARIABLES))}"
+        ) from error
     return True
 
 
-def _is_pod_of_its_own(environment: Mapping[str, str]) -> bool:
-    """In Kubernetes, but in no indexed Job nor TPU slice: JAX would fail to detect its Job."""
-    return "KUBERNETES_SERVICE_HOST" in environment and not (
-        environment.keys() & {"JOB_COMPLETION_INDEX", "TPU_WORKER_ID"}
-    )
-
-
-def _check_port(address: str) -> None:
-    """Raises a UserError if process 0 cannot listen: JAX would crash."""
-    port = int(address.rpartition(":")[2])
+def _check_port(port: int) -> None:
+    """Raises a UserError if process 0 cannot listen there: JAX would crash."""
     with socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -208,6 +202,10 @@ def _check_port(address: str) -> None:
                 f"process 0 cannot listen on port {port} ({error}): choose another port, or end "
                 "the run that has it"
             ) from None
+
+
+_last_words = ""  # What a process says when JAX aborts it, and the exit code.
+_exit_code = 1
 
 
 def _when_aborted(line: str, code: int = 1) -> int | None:
@@ -239,11 +237,10 @@ def _aborted(_: int) -> None:
 def _lost_connection(error: BaseException | None) -> str:
     """One line about failed communication, if that is what led to this exception; else empty."""
     while error is not None:
-        lines = str(error).splitlines()
         # A mistake of the user's has its own line to say.
         if isinstance(error, Exception) and not isinstance(error, UserError):
             if _LOST_CONNECTION.search(str(error)):
-                return lines[0][:200]
+                return str(error).splitlines()[0][:200]
         error = error.__context__
     return ""
 

@@ -14,8 +14,6 @@ from absl import logging as absl_logging
 # or did not come.
 SAVING_ERRORS = (OSError, ValueError, RuntimeError)
 
-_LOGGERS = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
-
 
 def reason(error: Exception) -> str:
     """An exception as few words: the operating system's, if it is about that."""
@@ -33,24 +31,22 @@ def said_once() -> Iterator[None]:
     It also logs it in each of its threads with a traceback, and so does asyncio for every file that
     nobody waits for any more.
     """
-    previous = sys.unraisablehook
+
+    def is_news(record: logging.LogRecord) -> bool:
+        is_known = "/orbax/" in record.pathname or "never retrieved" in record.getMessage()
+        return record.levelno < logging.ERROR or not is_known
 
     def hook(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
-    sys.unraisablehook = hook
-    for logger in _LOGGERS:
-        logger.addFilter(_is_not_raised_as_well)
+    previous, sys.unraisablehook = sys.unraisablehook, hook
+    loggers = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
+    for logger in loggers:
+        logger.addFilter(is_news)
     try:
         yield
     finally:
         sys.unraisablehook = previous
-        for logger in _LOGGERS:
-            logger.removeFilter(_is_not_raised_as_well)
-
-
-def _is_not_raised_as_well(record: logging.LogRecord) -> bool:
-    return record.levelno < logging.ERROR or not (
-        f"{os.sep}orbax{os.sep}" in record.pathname or "never retrieved" in record.getMessage()
-    )
+        for logger in loggers:
+            logger.removeFilter(is_news)

@@ -9,6 +9,8 @@ import os
 import time
 from collections.abc import Iterator
 
+import jax
+
 import nvg_jax
 
 log = logging.getLogger(__name__)
@@ -17,7 +19,6 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"  # XLA, or reading the 
 
 _PARTS = ("imports", "data", "initialisation", "tracing", "compilation", "step")
 _seconds: collections.Counter[str] = collections.Counter()
-_inner: list[float] = []  # Of each running part the seconds that belong to parts within it.
 _started = False
 
 
@@ -28,9 +29,6 @@ def start(workdir: os.PathLike | str) -> None:
     unless JAX has been told of another place already (JAX_COMPILATION_CACHE_DIR). In a run of
     several processes all read there and process 0 writes, as far as JAX can share programs.
     """
-    # Not at the top: data workers import this module, and need no JAX.
-    import jax
-
     global _started
     _started = True
     _seconds["imports"] = time.monotonic() - nvg_jax.START_TIME
@@ -43,24 +41,21 @@ def start(workdir: os.PathLike | str) -> None:
 
 @contextlib.contextmanager
 def part(name: str) -> Iterator[None]:
-    """Counts the time in it as the part `name` of the start, less that of parts within it."""
-    begin = time.monotonic()
-    _inner.append(0.0)
+    """Counts the time in it, less that of compilation, as the part `name` of the start."""
+    begin, compiled = time.monotonic(), _seconds["compilation"]
     try:
         yield
     finally:
-        seconds = time.monotonic() - begin
-        _seconds[name] += seconds - _inner.pop()
-        if _inner:
-            _inner[-1] += seconds
+        compiled = _seconds["compilation"] - compiled
+        _seconds[name] += time.monotonic() - begin - compiled
 
 
 def log_first_step() -> None:
     """Logs once, after the first step, how long it took from the process's start, in parts.
 
-    The parts: imports; data, until the first batch; tracing the step's program; compilation of all
-    programs; the step itself. What is left is initialisation: devices, other processes, frozen
-    networks, the state made or restored. Silent where `start` was not called.
+    The parts: imports; data, the wait for the first batch; tracing the step's program; compilation
+    of all programs; the step itself. What is left is initialisation: devices, other processes,
+    frozen networks, the state made or restored. Silent where `start` was not called.
     """
     global _started
     if not _started:
@@ -75,5 +70,3 @@ def log_first_step() -> None:
 def _count_compilation(event: str, seconds: float, **_: object) -> None:
     if event == _COMPILED:
         _seconds["compilation"] += seconds
-        if _inner:
-            _inner[-1] += seconds

@@ -5,18 +5,18 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from etils import epath
 
 from nvg_jax import distributed
 from nvg_jax.errors import UserError
+from tests.runs import state_at
 
 GIVEN = {"coordinator_address": "host0:1234", "num_processes": 4, "process_id": 3}
 ENVIRONMENT = {
@@ -39,11 +39,9 @@ def test_processes_are_told_by_flags_or_the_environment():
     ("environment", "flags", "message"),
     [
         ({"JAX_NUM_PROCESSES": "four"}, {}, "NUM_PROCESSES. is 'four': give a number"),
-        ({}, {"num_processes": 0}, "--num_processes .* is 0: it must be at least 1"),
-        (ENVIRONMENT, {"process_id": 4}, "is 4: 4 processes are numbered 0 to 3"),
-        ({}, {"process_id": -1}, "is -1: N processes are numbered 0 to N - 1"),
-        ({}, {"coordinator_address": "host0"}, "is 'host0': give .* as host:port"),
-        ({}, {"coordinator_address": ":x"}, "is ':x': give .* as host:port"),
+        ({}, {"process_id": -1}, "--process_id .* is -1: give a number from 0"),
+        ({}, {"coordinator_address": "host0"}, "is 'host0': give host:port"),
+        ({}, {"coordinator_address": ":x"}, "is ':x': give host:port"),
     ],
 )
 def test_mistakes_in_what_is_told(environment, flags, message):
@@ -52,17 +50,22 @@ def test_mistakes_in_what_is_told(environment, flags, message):
     assert len(str(error.value).splitlines()) == 1
 
 
+POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
 @pytest.mark.parametrize(
     ("environment", "given", "message"),
     [
         ({}, {"num_processes": 2}, r"--num_processes .* given, .*: give --coordinator_address .*"),
         ({}, {"num_processes": 2, "process_id": 0}, "_PROCESS_ID. given, .* give --coordinator"),
-        ({"SLURM_NTASKS": "8"}, {}, "has 8 tasks, but srun did not start this process"),
+        ({"SLURM_NTASKS": "8"}, {}, "has 8 tasks, but srun .* for a run of one process set JAX_N"),
         (
-            {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"},
+            POD,
             {},
-            "indexed Kubernetes Job, but nothing tells of the others: set JAX_COORD",
+            "a pod in Kubernetes, and nothing tells of the others: set JAX_COORD",
         ),
+        (POD | {"JOB_COMPLETION_INDEX": "0"}, {}, "as an indexed Job with jax.k8s. installed"),
+        (POD | {"TPU_WORKER_ID": "0"}, {}, "for a run of one process set JAX_NUM_PROCESSES=1"),
     ],
 )
 def test_half_of_what_is_needed(environment, given, message):
@@ -71,10 +74,15 @@ def test_half_of_what_is_needed(environment, given, message):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_alone_nothing_is_missing():
+def test_alone_nothing_is_missing(monkeypatch):
     distributed.check_detection({}, {})
     distributed.check_detection({"SLURM_NTASKS": "1"}, {})
-    distributed.check_detection({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, {})
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(UserError, match="a pod in Kubernetes"), distributed.processes():
+        pass
+    with distributed.processes(num_processes=1) as index:
+        assert index == 0
+    assert distributed.agreed("said") == "said"
 
 
 _TRIVIAL = """
@@ -114,6 +122,10 @@ def test_trivial_runs():
     result = trivial("", None)
     assert (result.returncode, result.stdout) == (0, "process 0 of 1\n")
 
+    result = trivial("print(distributed.agreed('one' * index), distributed.agreed(''))", 2)
+    assert result.returncode == 0, result.stdout
+    assert {"[0] one ", "[1] one "} < set(result.stdout.splitlines())
+
     result = trivial("index or time.sleep(3)", 2)
     assert result.returncode == 0, result.stdout
     assert {"[0] process 0 of 2", "[1] process 1 of 2"} < set(result.stdout.splitlines())
@@ -136,6 +148,16 @@ def test_processes_that_never_come():
     result = trivial("", None, JAX_NUM_PROCESSES="2")
     assert result.returncode == 1 and len(result.stdout.splitlines()) == 1
     assert result.stdout.startswith("error: --num_processes")
+
+    result = trivial("", None, **ENVIRONMENT | {"JAX_PROCESS_ID": "4"})
+    assert result.returncode == 1 and "Got process_id=4, num_processes=4" in result.stdout
+    assert result.stdout.startswith("error: this process cannot join a run")
+
+    with socket.create_server(("", 0)) as listener:
+        told = ENVIRONMENT | {"JAX_COORDINATOR_ADDRESS": f"localhost:{listener.getsockname()[1]}"}
+        result = trivial("", None, **told | {"JAX_PROCESS_ID": "0"})
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1].startswith("error: process 0 cannot listen on port")
 
     for index in ("0", "1"):
         told = ENVIRONMENT | {"JAX_COORDINATOR_ADDRESS": f"localhost:2451{index}"}
@@ -198,16 +220,6 @@ def tokenizer_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
-def state_at(workdir: pathlib.Path, step: int = STEPS):
-    path = epath.Path(workdir) / "tokenizer" / "checkpoints" / str(step) / "state"
-    handler = ocp.PyTreeCheckpointHandler()
-    # There are other devices here than where it was saved.
-    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
-    restore_args = jax.tree.map(lambda _: as_numpy, handler.metadata(path).tree)
-    with ocp.Checkpointer(handler) as checkpointer:
-        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=restore_args))
-
-
 def train_to_the_end(data_dir, workdir, processes: int, devices: int, *changes: str) -> str:
     """Trains the tokenizer, and leaves the generator alone; gives what process 0 said."""
     with training(data_dir, workdir, processes, devices, *changes) as launcher:
@@ -244,7 +256,8 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(
     assert STEPS not in tokenizer_steps(workdir)
 
     assert "tokenizer: resumed at step" in train_to_the_end(digits_dir, workdir, 2, 2)
-    jax.tree.map(np.testing.assert_array_equal, state_at(workdir), state_at(uninterrupted))
+    found, expected = (state_at(run, "tokenizer", STEPS) for run in (workdir, uninterrupted))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.slow
@@ -263,8 +276,9 @@ def test_a_stopped_run_goes_on_with_other_processes_and_another_mesh(
 
     output = train_to_the_end(digits_dir, workdir, 1, 4, "--config.mesh.fsdp=2")
     assert f"tokenizer: resumed at step {saved} of {STEPS}" in output
-    found, expected = state_at(workdir), state_at(uninterrupted)
-    before = state_at(uninterrupted, STEPS - 3)
+    found = state_at(workdir, "tokenizer", STEPS)
+    expected = state_at(uninterrupted, "tokenizer", STEPS)
+    before = state_at(uninterrupted, "tokenizer", STEPS - 3)
     compared = 0
     for part in ("params", "ema"):
         for (path, value), other, earlier in zip(

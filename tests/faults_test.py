@@ -1,4 +1,7 @@
-"""Real processes on a full disk, stopped while saving, and with workers that are killed."""
+"""Real processes that are killed, stopped while saving, on a full disk, and lose their workers.
+
+Each training ends as if nothing had happened.
+"""
 
 import os
 import pathlib
@@ -7,17 +10,25 @@ import signal
 import subprocess
 import time
 
+import numpy as np
 import pytest
 
-from tests.runs import assert_same, command, forty_steps, run, states_of_uninterrupted
+from tests.runs import assert_same, command, final_states, forty_steps, run
 from tests.small_disk import small_disk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 @pytest.fixture
 def config(tiny_config):
-    """Without the frozen networks."""
+    """With a discriminator, whose state is part of what must not get lost."""
+    tiny_config.data.image_size = 16
+    tiny_config.frozen.random = True
+    tiny_config.tokenizer.model.multipliers = (1, 1, 1)
+    training = tiny_config.tokenizer.training
+    training.adversarial_weight = 0.1
+    training.discriminator.input_size = 16
+    tiny_config.generator.model.drop_path = 0.2  # So that the random keys matter.
     return forty_steps(tiny_config)
 
 
@@ -28,7 +39,13 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def expected(config, uninterrupted):
-    return states_of_uninterrupted(config, uninterrupted)
+    """What a run ends with to which nothing happens."""
+    if not any(uninterrupted.iterdir()):
+        result = run(command(config, uninterrupted))
+        assert result.returncode == 0, result.stderr
+    states = final_states(uninterrupted)
+    assert states["tokenizer"]["adversary"]["params"]
+    return states
 
 
 class Training:
@@ -52,9 +69,32 @@ class Training:
             assert self._process.poll() is None, self._log.read_text()
             time.sleep(0.001)
 
+    def is_over(self) -> bool:
+        return self._process.poll() is not None
+
     def end(self, timeout: int = 500) -> tuple[int, str]:
         """Waits for it: its exit code and all that it said."""
         return self._process.wait(timeout), self._log.read_text()
+
+
+def test_killed_training_ends_with_the_same_parameters(config, expected, tmp_path):
+    random = np.random.default_rng(0)
+    kills, code = 0, None
+    while code != 0:
+        known = set(tmp_path.glob("*/checkpoints/*"))
+        with Training(command(config, tmp_path), tmp_path / "log") as training:
+            # The first new entry may be a half-written checkpoint: a kill can hit the middle of it.
+            while kills < 4 and not training.is_over():
+                if not set(tmp_path.glob("*/checkpoints/*")) <= known:
+                    time.sleep(0.3 * random.random())
+                    os.kill(training.pid, signal.SIGKILL)
+                    break
+                time.sleep(0.02)
+            code, output = training.end()
+        assert code in (0, -signal.SIGKILL), output
+        kills += code != 0
+    assert kills >= 3
+    assert_same(tmp_path, expected)
 
 
 def test_training_on_a_full_disk_says_so_and_goes_on_after(config, expected, tmp_path):

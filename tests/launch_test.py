@@ -46,35 +46,14 @@ def job_set() -> dict:
     return yaml.safe_load((LAUNCH / "gke_jobset.yaml").read_text())
 
 
-@pytest.fixture(scope="module")
-def validator() -> jsonschema.Draft202012Validator:
-    schema = strict(JobsetV1alpha2JobSet.model_json_schema())
-    return jsonschema.Draft202012Validator(schema)
-
-
-def test_job_set_fits_the_schema(job_set, validator):
+def test_job_set_fits_the_schema(job_set):
+    validator = jsonschema.Draft202012Validator(strict(JobsetV1alpha2JobSet.model_json_schema()))
     validator.validate(job_set)
+    for mistake in ({"parallelism": "four"}, {"paralelism": 4}):
+        changed = json.loads(json.dumps(job_set))
+        changed["spec"]["replicatedJobs"][0]["template"]["spec"] |= mistake
+        assert not validator.is_valid(changed)
     assert (job_set["apiVersion"], job_set["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("spec/failurePolicy/maxRestart", 3),
-        ("spec/replicatedJobs/0/template/spec/parallelism", "four"),
-        ("spec/replicatedJobs/0/template/spec/template/spec/containers/0/nodeSelector", {}),
-        ("spec/replicatedJobs/0/template/spec/template/spec/containers/0/ports/0/name", 8482),
-    ],
-)
-def test_the_schema_finds_mistakes(job_set, validator, field, value):
-    changed = json.loads(json.dumps(job_set))
-    *parents, name = [int(part) if part.isdigit() else part for part in field.split("/")]
-    place = changed
-    for part in parents:
-        place = place[part]
-    place[name] = value
-    with pytest.raises(jsonschema.ValidationError):
-        validator.validate(changed)
 
 
 def test_job_set_agrees_with_itself(job_set):
@@ -115,32 +94,30 @@ def local(*arguments: str, **options) -> subprocess.CompletedProcess:
 
 
 _TELL = """
-import os, sys
-names = "JAX_PROCESS_ID JAX_NUM_PROCESSES JAX_PLATFORMS XLA_FLAGS JAX_LOCAL_DEVICE_IDS"
-print(*(os.environ.get(name) for name in names.split()), sep="|")
-print(os.environ["JAX_COORDINATOR_ADDRESS"], file=sys.stderr)
-sys.stdout.write("without end of line")
+echo "$JAX_PROCESS_ID|$JAX_NUM_PROCESSES|$JAX_PLATFORMS|$XLA_FLAGS|$JAX_LOCAL_DEVICE_IDS"
+echo "$JAX_COORDINATOR_ADDRESS" >&2
+printf 'without end of line'
 """
 
 
 def test_local_tells_processes_of_each_other(tmp_path):
     environment = {"PATH": os.environ["PATH"], "XLA_FLAGS": "--xla_x=1"}
-    result = local("-n", "3", "-c", "2", sys.executable, "-c", _TELL, env=environment)
+    result = local("-n", "3", "-c", "2", "bash", "-c", _TELL, env=environment)
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
     flags = "--xla_x=1 --xla_force_host_platform_device_count=2"
     for index in range(3):
-        assert f"[{index}] {index}|3|cpu|{flags}|None" in lines
+        assert f"[{index}] {index}|3|cpu|{flags}|" in lines
         assert f"[{index}] without end of line" in lines
     assert len(set(re.findall(r"localhost:\d+", result.stdout))) == 1
 
     logs = tmp_path / "logs"
     options = ["-n", "2", "-g", "2", "-p", "12345", "-l", str(logs)]
-    result = local(*options, sys.executable, "-c", _TELL, env={"PATH": os.environ["PATH"]})
+    result = local(*options, "bash", "-c", _TELL, env={"PATH": os.environ["PATH"]})
     assert (result.returncode, result.stdout) == (0, "")
     for index, gpus in enumerate(("0,1", "2,3")):
         content = (logs / f"{index}.log").read_text()
-        assert f"{index}|2|None|None|{gpus}\n" in content and "localhost:12345\n" in content
+        assert f"{index}|2|||{gpus}\n" in content and "localhost:12345\n" in content
 
 
 def test_local_ends_all_when_one_fails():
@@ -151,13 +128,22 @@ def test_local_ends_all_when_one_fails():
     assert "process 1 has ended with exit code 7" in result.stderr
 
 
+# A shell cannot undo that SIGINT is ignored, as in what a script starts in the background.
+_NOTICING_SIGINT = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_local_passes_signals_on(number):
     script = (
         'trap "echo saved; exit $JAX_PROCESS_ID" TERM; echo ready; while :; do sleep 0.05; done'
     )
+    launcher = [sys.executable, "-c", _NOTICING_SIGINT, LAUNCH / "local.sh"]
     with subprocess.Popen(
-        [LAUNCH / "local.sh", "-n", "2", "bash", "-c", script], stdout=subprocess.PIPE, text=True
+        [*launcher, "-n", "2", "bash", "-c", script], stdout=subprocess.PIPE, text=True
     ) as process:
         output = ""
         while output.count("ready") < 2:

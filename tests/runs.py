@@ -56,22 +56,24 @@ def run(arguments: list[str]) -> subprocess.CompletedProcess:
     return subprocess.run(arguments, capture_output=True, text=True, check=False)
 
 
+def state_at(workdir, name: str, step: int) -> dict:
+    """All arrays of a checkpoint: the optimizer, the average and the discriminator included."""
+    items = {}
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
+        for item in ("state", "ema"):
+            path = epath.Path(workdir) / name / "checkpoints" / str(step) / item
+            tree = handler.metadata(path).tree
+            # There may be other devices here than where it was saved.
+            as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            items[item] = checkpointer.restore(
+                path, args=ocp.args.PyTreeRestore(restore_args=as_numpy)
+            )
+    return {**items["state"], "ema": items["ema"]}
+
+
 def final_states(workdir) -> dict:
-    """All arrays of the last checkpoints: optimizers, averages and discriminator included."""
-    states = {}
-    for name in ("tokenizer", "generator"):
-        path = epath.Path(workdir) / name / "checkpoints" / "40" / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            states[name] = checkpointer.restore(path)
-    return states
-
-
-def states_of_uninterrupted(config: ConfigDict, workdir) -> dict:
-    """Of a run to which nothing happens; the second call finds it in `workdir`."""
-    if not any(workdir.iterdir()):
-        result = run(command(config, workdir))
-        assert result.returncode == 0, result.stderr
-    return final_states(workdir)
+    return {name: state_at(workdir, name, 40) for name in ("tokenizer", "generator")}
 
 
 def assert_same(workdir, expected: dict) -> None:

@@ -73,35 +73,69 @@ def training_stream(
     examples = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
     examples = examples.random_map(example)
 
-    def batches_from(position: int) -> grain.IterDataset:
+    def batches_from(position: int) -> grain.MapDataset:
         batches = examples[position:].batch(batch_size, drop_remainder=True)
-        return read_ahead(batches[process_index::process_count], num_workers).map(finish)
+        return batches[process_index::process_count]
 
-    return _TrainingIterator(batches_from, global_batch_size)
+    return iter(_Batches(batches_from, global_batch_size, num_workers).map(finish))
 
 
-class _TrainingIterator(grain.DatasetIterator):
-    """Its state is the position in the stream of all processes, whoever reads it.
+def read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
+    """Makes a few batches ahead, in a thread of this process or in worker processes.
 
-    The states of Grain's own iterators hold that of every worker, so that a run could not be
-    continued with another number of them.
+    A worker that dies, for want of memory perhaps, is named in a warning; all are started again at
+    the batch that is due. Once they have died too often the iterator raises UserError.
+    """
+    return _Batches(lambda position: batches[position:], 1, num_workers)
+
+
+class _Batches(grain.IterDataset):
+    """Batches that are made ahead, from any position on.
+
+    Grain's own iterators, which do not start workers again, hold the states of all their workers,
+    so that a run could not be continued with another number of them. And its ElasticIterator gives
+    a row of the global batch to another process when there are more of them.
     """
 
     def __init__(
-        self, batches_from: Callable[[int], grain.IterDataset], global_batch_size: int
+        self, batches_from: Callable[[int], grain.MapDataset], stride: int, num_workers: int
+    ) -> None:
+        super().__init__()
+        self._arguments = (batches_from, stride, num_workers)
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _BatchesIterator(*self._arguments)
+
+
+class _BatchesIterator(grain.DatasetIterator):
+    """Its state is the position of the next batch, which is `stride` further each time."""
+
+    def __init__(
+        self, batches_from: Callable[[int], grain.MapDataset], stride: int, num_workers: int
     ) -> None:
         super().__init__()
         self._batches_from = batches_from
-        self._global_batch_size = global_batch_size
+        self._stride = stride
+        self._num_workers = num_workers
         self._position = 0
-        self._batches: grain.DatasetIterator | None = None
+        self._ahead: grain.DatasetIterator | None = None
+        self._deaths: collections.deque[float] = collections.deque(maxlen=_MAX_RESTARTS + 1)
 
     def __next__(self) -> Batch:
-        if self._batches is None:
-            self._batches = iter(self._batches_from(self._position))
-        batch = next(self._batches)
-        self._position += self._global_batch_size
-        return batch
+        while True:
+            if self._ahead is None:
+                batches = self._batches_from(self._position)
+                self._ahead = iter(_made_ahead(batches, self._num_workers))
+            try:
+                batch = next(self._ahead)
+            except RuntimeError as error:
+                death = _DEATH.match(str(error))
+                if not death:
+                    raise
+                self._mourn(death[1])
+            else:
+                self._position += self._stride
+                return batch
 
     def get_state(self) -> dict[str, int]:
         return {"position": self._position}
@@ -111,68 +145,9 @@ class _TrainingIterator(grain.DatasetIterator):
         self._position = state["position"]
 
     def close(self) -> None:
-        if self._batches is not None:
-            self._batches.close()
-            self._batches = None
-
-
-def read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
-    """Makes a few batches ahead, in a thread of this process or in worker processes.
-
-    A worker that dies, for want of memory perhaps, is named in a warning; all are started again at
-    the batch that is due. Once they have died too often the iterator raises UserError.
-    """
-    if not num_workers:
-        # More threads would only contend for the interpreter's lock.
-        return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
-    if not flags.FLAGS.is_parsed():
-        # Grain's workers read absl flags, which nobody parses in a notebook or a test.
-        flags.FLAGS.mark_as_parsed()
-    return _InWorkers(batches, num_workers)
-
-
-class _InWorkers(grain.IterDataset):
-    """Batches made by worker processes."""
-
-    def __init__(self, batches: grain.MapDataset, num_workers: int) -> None:
-        super().__init__(batches)
-        self._num_workers = num_workers
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _WorkersIterator(self._parent, self._num_workers)
-
-
-class _WorkersIterator(grain.DatasetIterator):
-    def __init__(self, batches: grain.MapDataset, num_workers: int) -> None:
-        super().__init__()
-        self._all = batches
-        self._num_workers = num_workers
-        self._num_read = 0
-        self._workers: grain.DatasetIterator | None = None
-        self._deaths: collections.deque[float] = collections.deque(maxlen=_MAX_RESTARTS + 1)
-
-    def __next__(self) -> Batch:
-        while self._num_read < len(self._all):
-            if self._workers is None:
-                self._workers = iter(_start_workers(self._all[self._num_read :], self._num_workers))
-            try:
-                batch = next(self._workers)
-            except RuntimeError as error:
-                death = _DEATH.match(str(error))
-                if not death:
-                    raise
-                self._mourn(death[1])
-            else:
-                self._num_read += 1
-                return batch
-        raise StopIteration
-
-    def get_state(self) -> dict[str, int]:
-        return {"num_read": self._num_read}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self.close()
-        self._num_read = state["num_read"]
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def _mourn(self, exit_code: str) -> None:
         self.close()
@@ -187,13 +162,14 @@ class _WorkersIterator(grain.DatasetIterator):
                 )
         log.warning("a data worker has died (%s): all are started again where it was", exit_code)
 
-    def close(self) -> None:
-        if self._workers is not None:
-            self._workers.close()
-            self._workers = None
 
-
-def _start_workers(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
+def _made_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
+    if not num_workers:
+        # More threads would only contend for the interpreter's lock.
+        return batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))
+    if not flags.FLAGS.is_parsed():
+        # Grain's workers read absl flags, which nobody parses in a notebook or a test.
+        flags.FLAGS.mark_as_parsed()
     options = grain.experimental.DatasetOptions(min_shm_size=_MIN_SHARED_MEMORY_BYTES)
     return grain.experimental.WithOptionsIterDataset(
         batches.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)), options
