@@ -9,7 +9,7 @@ import zlib
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 
 def named(seed: int | Key[Array, ""], *names: str) -> Key[Array, ""]:
@@ -31,3 +31,10 @@ def normal(
 ) -> Float[Array, "B *shape"]:
     """Normal numbers of each image for a purpose: they depend on the image's key alone."""
     return jax.vmap(lambda key: jax.random.normal(named(key, name), shape))(image_keys)
+
+
+def of_stage(
+    image_keys: Key[Array, "B"], name: str, stage: int | Int[Array, ""]
+) -> Key[Array, "B"]:
+    """The keys of images for a purpose at a stage."""
+    return jax.vmap(lambda key: jax.random.fold_in(named(key, name), stage))(image_keys)

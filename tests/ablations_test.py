@@ -129,9 +129,12 @@ def test_a_noised_canvas_goes_from_noise_to_itself(params, inputs):
 def test_pure_noise_hides_and_trains_all_channels(params, inputs):
     generator = build_generator(make_config("known_structure"))
     structure = inputs["sequence"].structure
-    actual = jax.jit(generator.structure.loss_at)(
+    actual = jax.jit(generator.structure.loss)(
         params["structure"],
-        *(inputs[name] for name in ("sequence", "canvases", "class_id", "structure_noise", "time")),
+        *(inputs[name] for name in ("sequence", "canvases", "class_id")),
+        image_keys=None,
+        noise=inputs["structure_noise"],
+        time=inputs["time"],
     )
     x = np.asarray(granularity.structure_embedding(structure, 4)) - 1
     noise, expected = np.asarray(inputs["structure_noise"]), []

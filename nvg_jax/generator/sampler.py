@@ -25,8 +25,6 @@ from nvg_jax.sharding import split_batch
 from nvg_jax.tokenizer.model import Tokenizer, canvas_scales
 
 Variables = Any
-Canvas = Float[Array, "B L C"]
-Structure = Int[Array, "B L"]
 Stage = Int[Array | np.ndarray, ""]
 
 
@@ -57,15 +55,19 @@ class Settings:
         # A config that was read from JSON has lists.
         return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
 
-    def content_guidance_at(self, stage: int, last_stage: int) -> float:
-        return float(np.linspace(*self.content_guidance, last_stage + 1)[stage])
 
-    def structure_guidance_at(self, stage: int, last_stage: int) -> float:
-        """The ramp ends at the last stage, though the last structure generated is of K - 2."""
-        return float(np.linspace(*self.structure_guidance, last_stage + 1)[stage])
+def ramp(pair: tuple[float, float], stage: int, last_stage: int) -> float:
+    """A guidance at a stage: linear from the first to the last.
 
-    def top_p_at(self, stage: int, last_stage: int) -> float:
-        return float(top_p_schedule(self.top_p, last_stage)[stage])
+    That of the structure ends there too, though the last structure generated follows stage K - 2.
+    """
+    return float(np.linspace(*pair, last_stage + 1)[stage])
+
+
+def top_p_at(top_p: tuple[float, float], stage: int, last_stage: int) -> float:
+    """Top-p at a stage: from one value to the other as `a` goes geometrically from 1 to K."""
+    a = np.geomspace(1.0, last_stage, last_stage + 1)[stage]
+    return float(top_p[0] + (top_p[1] - top_p[0]) * (a - 1.0) / max(last_stage - 1, 1))
 
 
 class Given(NamedTuple):
@@ -88,10 +90,15 @@ def given_structure(structure: Int[Array | np.ndarray, "B L"], stages: int) -> G
     return Given(GranularitySequence(structure, no_tokens), stages, 0)
 
 
-def top_p_schedule(top_p: tuple[float, float], last_stage: int) -> Float[np.ndarray, "stages"]:
-    """Top-p of each stage: from one value to the other as `a` goes geometrically from 1 to K."""
-    a = np.geomspace(1.0, last_stage, last_stage + 1)
-    return top_p[0] + (top_p[1] - top_p[0]) * (a - 1.0) / max(last_stage - 1, 1)
+class State(NamedTuple):
+    """A batch of images on the way: what stays the same of each, and what is painted so far."""
+
+    class_id: Int[Array, "B"]
+    keys: Key[Array, "B"]
+    noise: Float[Array, "B L K"]
+    canvas_noise: Float[Array, "B L C"] | None
+    canvas: Float[Array, "B L C"]
+    structure: Int[Array, "B L"]
 
 
 def sample(
@@ -111,99 +118,70 @@ def sample(
     it. `noise` takes the place of the structure noise drawn from the keys.
     """
     last_stage, params = generator.sizes.last_stage, generator_variables["params"]
-    structure_given = given.structure_stages if given else 0
-    content_given = given.content_stages if given else 0
-    canvas, structure, drawn, canvas_noise = _start(generator, image_keys)
-    noise = drawn if noise is None else noise
+    scales = canvas_scales(tokenizer_variables)
+    sequence, structure_given, content_given = given or (None, 0, 0)
+    state = _start(generator, class_id, image_keys, noise)
     heap = []
     for stage in range(last_stage + 1):
         number = np.int32(stage)  # As an argument of programs that serve all stages.
         if stage < content_given:
-            tokens = granularity.stage_tokens(given.sequence.tokens, stage)
+            tokens = granularity.stage_tokens(sequence.tokens, stage)
         else:
-            final_canvases = _final_canvases(
-                generator,
-                params["content"],
-                canvas,
-                structure,
-                number,
-                class_id,
-                canvas_scales(tokenizer_variables),
-                canvas_noise,
-            )
-            tokens = _draw_tokens(
-                generator,
-                settings,
-                stage,
-                params["content"],
-                final_canvases,
-                canvas,
-                structure,
-                image_keys,
-            )
+            final = _final_canvases(generator, params["content"], state, number, scales)
+            tokens = _draw_tokens(generator, settings, stage, params["content"], state, final)
         heap.append(tokens)
-        canvas = _paint(tokenizer, stage, tokenizer_variables, canvas, tokens, structure)
+        state = _paint(tokenizer, stage, tokenizer_variables, state, tokens)
         if stage == last_stage:
             break
         if stage + 1 < structure_given:
-            structure = _given_structure(given.sequence.structure, np.int32(stage + 1))
-        elif stage == last_stage - 1:
-            # The last split only names the two positions of each pair.
-            structure = _split(noise[..., -1], structure, number)
+            structure = _given_structure(sequence.structure, np.int32(stage + 1))
+        elif stage < last_stage - 1:
+            guidance = np.float32(ramp(settings.structure_guidance, stage, last_stage))
+            structure = _split(generator, settings, params["structure"], state, number, guidance)
         else:
-            scores = _scores(
-                generator,
-                settings.flow_steps,
-                params["structure"],
-                canvas,
-                structure,
-                number,
-                class_id,
-                noise,
-                np.float32(settings.structure_guidance_at(stage, last_stage)),
-            )
-            gumbel_keys = image_keys if settings.gumbel_split else None
-            structure = _split(scores, structure, number, gumbel_keys)
-    return GranularitySequence(structure, _joined(heap))
+            structure = _random_split(state, number)
+        state = state._replace(structure=structure)
+    return GranularitySequence(state.structure, _joined(heap))
 
 
 @functools.partial(jax.jit, static_argnames="generator")
 def _start(
-    generator: Generator, image_keys: Key[Array, "B"]
-) -> tuple[Canvas, Structure, Float[Array, "B L K"], Canvas | None]:
+    generator: Generator,
+    class_id: Int[Array, "B"],
+    image_keys: Key[Array, "B"],
+    noise: Float[Array, "B L K"] | None,
+) -> State:
     """The empty canvas, the structure of one cluster, and the noise of both models."""
     sizes, batch = generator.sizes, image_keys.shape[0]
     canvas = jnp.zeros((batch, sizes.num_positions, sizes.latent_channels))
     structure = jnp.zeros((batch, sizes.num_positions), jnp.int32)
-    noise = generator.structure.noise(image_keys)
+    noise = generator.structure.noise(image_keys) if noise is None else noise
     canvas_noise = generator.content.noise(image_keys)
-    return jax.tree.map(split_batch, (canvas, structure, noise, canvas_noise))
+    arrays = jax.tree.map(split_batch, (noise, canvas_noise, canvas, structure))
+    return State(class_id, image_keys, *arrays)
 
 
 @functools.partial(jax.jit, static_argnames="generator")
 def _final_canvases(
     generator: Generator,
     params: Variables,
-    canvas: Canvas,
-    structure: Structure,
+    state: State,
     stage: Stage,
-    class_id: Int[Array, "B"],
     scales: Float[Array, "canvases"],
-    noise: Canvas | None,
-) -> tuple[Canvas, Canvas]:
+) -> Float[Array, "2 B L C"]:
     """The predicted final canvases, with the class and without."""
-    batch = class_id.shape[0]
-    no_class = jnp.full_like(class_id, generator.sizes.num_classes)
-    both = generator.content.apply(
+    no_class = jnp.full_like(state.class_id, generator.sizes.num_classes)
+    both = jax.tree.map(lambda x: jnp.concatenate([x, x]), state._replace(keys=None))
+    canvases = generator.content.apply(
         {"params": params},
-        jnp.concatenate([canvas, canvas]),
-        jnp.concatenate([structure, structure]),
-        jnp.full((2 * batch,), stage),
-        jnp.concatenate([class_id, no_class]),
+        both.canvas,
+        both.structure,
+        jnp.full_like(both.class_id, stage),
+        jnp.concatenate([state.class_id, no_class]),
         scales,
-        None if noise is None else jnp.concatenate([noise, noise]),
+        both.canvas_noise,
     )
-    return both[:batch], both[batch:]
+    return jnp.stack(jnp.split(canvases, 2))
 
 
 @functools.partial(jax.jit, static_argnames=("generator", "settings", "stage"))
@@ -212,81 +190,73 @@ def _draw_tokens(
     settings: Settings,
     stage: int,
     params: Variables,
-    final_canvases: tuple[Canvas, Canvas],
-    canvas: Canvas,
-    structure: Structure,
-    image_keys: Key[Array, "B"],
+    state: State,
+    final_canvases: Float[Array, "2 B L C"],
 ) -> Int[Array, "B N"]:
     """The stage's tokens, from the logits with the class, moved away from those without."""
     last_stage = generator.sizes.last_stage
-    with_class, without = (
-        generator.content.token_logits(
-            params, generator.content.missing(final_canvas, canvas, structure, stage)
-        )
-        for final_canvas in final_canvases
-    )
-    guidance = settings.content_guidance_at(stage, last_stage)
+
+    def logits_for(final_canvas: Float[Array, "B L C"]) -> Float[Array, "B N V"]:
+        missing = generator.content.missing(final_canvas, state.canvas, state.structure, stage)
+        return generator.content.token_logits(params, missing)
+
+    with_class, without = map(logits_for, final_canvases)
+    guidance = ramp(settings.content_guidance, stage, last_stage)
     logits = without + guidance * (with_class - without)
-    stage_keys = jax.vmap(lambda key: jax.random.fold_in(keys.named(key, "tokens"), stage))
-    top_p = settings.top_p_at(stage, last_stage)
-    return content.draw(logits, stage_keys(image_keys), settings.temperature, settings.top_k, top_p)
+    top_p = top_p_at(settings.top_p, stage, last_stage)
+    stage_keys = keys.of_stage(state.keys, "tokens", stage)
+    return content.draw(logits, stage_keys, settings.temperature, settings.top_k, top_p)
 
 
-@functools.partial(jax.jit, static_argnames=("tokenizer", "stage"), donate_argnames="canvas")
+@functools.partial(jax.jit, static_argnames=("tokenizer", "stage"))
 def _paint(
     tokenizer: Tokenizer,
     stage: int,
     variables: Variables,
-    canvas: Canvas,
+    state: State,
     tokens: Int[Array | np.ndarray, "B N"],
-    structure: Structure,
-) -> Canvas:
+) -> State:
     """The canvas with what the stage adds."""
-    labels = granularity.labels_at(structure, stage)
-    return canvas + tokenizer.apply(variables, tokens, labels, stage, method=Tokenizer.brush)
+    labels = granularity.labels_at(state.structure, stage)
+    brush = tokenizer.apply(variables, tokens, labels, stage, method=Tokenizer.brush)
+    return state._replace(canvas=state.canvas + brush)
 
 
-@functools.partial(jax.jit, static_argnames=("generator", "num_steps"))
-def _scores(
-    generator: Generator,
-    num_steps: int,
-    params: Variables,
-    canvas: Canvas,
-    structure: Structure,
-    stage: Stage,
-    class_id: Int[Array, "B"],
-    noise: Float[Array, "B L K"],
-    guidance: Float[Array | np.ndarray, ""],
-) -> Float[Array, "B L"]:
-    """As the structure generator's `scores`."""
-    return generator.structure.scores(
-        params, canvas, structure, stage, class_id, noise, guidance, num_steps
-    )
-
-
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("generator", "settings"))
 def _split(
-    scores: Float[Array, "B L"],
-    structure: Structure,
+    generator: Generator,
+    settings: Settings,
+    params: Variables,
+    state: State,
     stage: Stage,
-    gumbel_keys: Key[Array, "B"] | None = None,
-) -> Structure:
-    """The structure with every cluster of the stage split into halves, drawn if keys are given."""
+    guidance: Float[Array | np.ndarray, ""],
+) -> Int[Array, "B L"]:
+    """The structure with the clusters of the stage split by the structure generator."""
+    scores = generator.structure.scores(
+        params,
+        state.canvas,
+        state.structure,
+        stage,
+        state.class_id,
+        state.noise,
+        guidance,
+        settings.flow_steps,
+    )
     gumbel = None
-    if gumbel_keys is not None:
-
-        def noise(key: Key[Array, ""]) -> Float[Array, "L"]:
-            key = jax.random.fold_in(keys.named(key, "split"), stage)
-            return jax.random.gumbel(key, scores.shape[1:])
-
-        gumbel = jax.vmap(noise)(gumbel_keys)
-    labels = granularity.labels_at(structure, stage)
-    children = granularity.balanced_split(scores, labels, 1 << stage, gumbel)
-    return granularity.structure_from_labels(children, stage + 1)
+    if settings.gumbel_split:
+        stage_keys = keys.of_stage(state.keys, "split", stage)
+        gumbel = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(stage_keys)
+    return granularity.split_stage(state.structure, stage, scores, gumbel)
 
 
 @jax.jit
-def _given_structure(structure: Int[Array, "B L"], stage: Stage) -> Structure:
+def _random_split(state: State, stage: Stage) -> Int[Array, "B L"]:
+    """The last split, which only names the two positions of each pair."""
+    return granularity.split_stage(state.structure, stage, state.noise[..., -1])
+
+
+@jax.jit
+def _given_structure(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"]:
     return granularity.structure_at(structure, stage)
 
 

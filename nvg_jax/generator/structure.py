@@ -113,28 +113,18 @@ class StructureFlow(nn.Module):
         sequence: GranularitySequence,
         canvases: Float[Array, "B canvases L C"],
         class_id: Int[Array, "B"],
-        image_keys: Key[Array, "B"],
+        image_keys: Key[Array, "B"] | None,
         drop_path_key: Key[Array, ""] | None = None,
+        noise: Float[Array, "B L K"] | None = None,
+        time: Float[Array, "B splits"] | None = None,
     ) -> Float[Array, "splits"]:
         """Error of the predicted structure at stages 0..K-2, from the true canvas after each.
 
-        The noise and the times of an image are drawn with its key. drop_path_key: when training.
+        The noise and the times of an image are drawn with its key, unless they are given.
+        drop_path_key: when training.
         """
-        noise, time = self.noise(image_keys), self.times(image_keys)
-        return self.loss_at(params, sequence, canvases, class_id, noise, time, drop_path_key)
-
-    @nn.nowrap
-    def loss_at(
-        self,
-        params: Params,
-        sequence: GranularitySequence,
-        canvases: Float[Array, "B canvases L C"],
-        class_id: Int[Array, "B"],
-        noise: Float[Array, "B L K"],
-        time: Float[Array, "B splits"],
-        drop_path_key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "splits"]:
-        """`loss` with given noise and times."""
+        noise = self.noise(image_keys) if noise is None else noise
+        time = self.times(image_keys) if time is None else time
         last_stage = self.sizes.last_stage
         stages = jnp.arange(last_stage - 1)
         x = _embedding(sequence.structure, last_stage)[:, None]

@@ -70,8 +70,8 @@ def test_guidance_is_linear_over_the_stages(golden_generator):
     arrays, settings = golden_generator.arrays, sampler.Settings()
     last_stage = golden_generator.module.sizes.last_stage
     for stage in range(last_stage + 1):
-        content = settings.content_guidance_at(stage, last_stage)
-        structure = settings.structure_guidance_at(stage, last_stage)
+        content = sampler.ramp(settings.content_guidance, stage, last_stage)
+        structure = sampler.ramp(settings.structure_guidance, stage, last_stage)
         assert content == pytest.approx(arrays["sample.content_guidance"][stage])
         assert structure == pytest.approx(arrays["sample.structure_guidance"][stage])
 
@@ -191,6 +191,6 @@ def test_top_k_one_is_greedy(small):
 
 
 def test_top_p_schedule_falls_from_first_to_second_value():
-    schedule = sampler.top_p_schedule((1.0, 0.5), 8)
+    schedule = [sampler.top_p_at((1.0, 0.5), stage, 8) for stage in range(9)]
     a = [8 ** (i / 8) for i in range(9)]
     np.testing.assert_allclose(schedule, [1 - 0.5 * (a_i - 1) / 7 for a_i in a])

@@ -48,7 +48,7 @@ def test_predicted_structure_is_the_reference_one(golden_generator, golden):
 
 def test_losses_are_the_reference_ones(golden_generator, golden, golden_sequences):
     network, params, noise, time, _ = golden
-    values = jax.jit(network.loss_at)(params, *golden_sequences, noise, time)
+    values = jax.jit(network.loss)(params, *golden_sequences, None, None, noise, time)
     expected = [  # By the map that a stage makes.
         golden_generator.arrays[f"train.loss.structure_{stage + 1}"] for stage in range(len(values))
     ]
@@ -60,7 +60,7 @@ def test_the_loss_draws_with_the_images_keys(golden, golden_sequences):
     keys = jax.random.split(jax.random.key(0), 2)
     noise, time = network.noise(keys), network.times(keys)
     drawn = jax.jit(network.loss)(params, *golden_sequences, keys)
-    given = jax.jit(network.loss_at)(params, *golden_sequences, noise, time)
+    given = jax.jit(network.loss)(params, *golden_sequences, None, None, noise, time)
     np.testing.assert_allclose(drawn, given, rtol=1e-5)
     np.testing.assert_array_equal(network.noise(keys[1:]), noise[1:])
     assert 0 < time.min() and time.max() < 1
