@@ -39,9 +39,11 @@ def test_missing_weights_say_how_to_fetch_them(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("file", weights.FILES.values(), ids=weights.FILES)
-def test_the_readme_says_where_each_file_is_from(file):
-    readme = (pathlib.Path(__file__).parents[2] / "README.md").read_text()
-    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{file.name}` |")]
+def test_the_docs_say_where_each_file_is_from(file):
+    root = pathlib.Path(__file__).parents[2]
+    pages = [root / "README.md", *root.glob("docs/*.md")]
+    lines = [line for page in pages for line in page.read_text().splitlines()]
+    (row,) = [line for line in lines if line.startswith(f"| `{file.name}` |")]
     assert file.address in row and file.licence in row
     assert (file.sha256_prefix or "not published") in row
 
