@@ -37,15 +37,20 @@ _NAMES = {
 _IGNORED = re.compile(r"^(classifier\.|mask_token$|fc\.bias$)|\.num_batches_tracked$")
 
 
-def frozen_variables(state_dict: Tensors, network: Network) -> dict[str, Any]:
-    """The variables of a frozen network from the tensors of all the files it is made of.
-
-    UserError names every tensor that is missing, not expected or of another shape.
-    """
-    release = Release(
+def release_of(network: Network) -> Release:
+    """How the published weights of a frozen network are named."""
+    return Release(
         names=_NAMES[network.name],
         ignored=_IGNORED,
         misfit=f"the files are not those of {network.name}",
         advice="Remove them, or give the right ones",
     )
-    return {"params": translate(state_dict, parameter_shapes(network.init), release)}
+
+
+def frozen_variables(state_dict: Tensors, network: Network) -> dict[str, Any]:
+    """The variables of a frozen network from the tensors of all the files it is made of.
+
+    UserError names every tensor that is missing, not expected or of another shape.
+    """
+    shapes = parameter_shapes(network.init)
+    return {"params": translate(state_dict, shapes, release_of(network))}

@@ -46,6 +46,21 @@ def parameter_shapes(init: Callable[[Key[Array, ""]], Any]) -> dict[str, tuple[i
     return {path: leaf.shape for path, leaf in flat.items()}
 
 
+def released_names(
+    path: str, shape: tuple[int, ...], release: Release
+) -> tuple[list[str], tuple[int, ...]]:
+    """The names of the tensors that a parameter is made of, and the shape of each."""
+    name = path
+    for pattern, replacement in release.names:
+        name = re.sub(pattern, replacement, name)
+    names = [name.replace("/", ".")]
+    if "{}" in name:
+        names, shape = [names[0].format(index) for index in range(shape[0])], shape[1:]
+    if path.endswith("kernel"):
+        shape = (shape[-1], shape[-2], *shape[:-2])
+    return names, (1, *shape) if release.leading_axis.search(path) else shape
+
+
 def translate(
     tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], release: Release
 ) -> dict[str, Any]:
@@ -56,29 +71,19 @@ def translate(
     unexpected = {name for name in tensors if not release.ignored.search(name)}
     params, problems = {}, []
     for path, shape in shapes.items():
-        name = path
-        for pattern, replacement in release.names:
-            name = re.sub(pattern, replacement, name)
-        name = name.replace("/", ".")
-        names, expected = [name], shape
-        if "{}" in name:
-            names, expected = [name.format(index) for index in range(shape[0])], shape[1:]
-        is_kernel = path.endswith("kernel")
-        if is_kernel:
-            expected = (expected[-1], expected[-2], *expected[:-2])
-        if release.leading_axis.search(path):
-            expected = (1, *expected)
+        names, expected = released_names(path, shape, release)
+        unexpected.difference_update(names)
         layers = []
         for name in names:
-            unexpected.discard(name)
             tensor = tensors.get(name)
             if tensor is None:
                 problems.append(f"{name} is missing")
             elif tensor.shape != expected:
                 problems.append(f"{name} is {list(tensor.shape)}, not {list(expected)}")
+            elif path.endswith("kernel"):
+                layers.append(tensor.transpose(*range(2, tensor.ndim), 1, 0))
             else:
-                channels_last = (*range(2, tensor.ndim), 1, 0)
-                layers.append(tensor.transpose(channels_last) if is_kernel else tensor)
+                layers.append(tensor)
         if not problems:
             params[path] = np.stack(layers).reshape(shape).astype(np.float32)
     problems += [f"{name} is not expected" for name in sorted(unexpected)]

@@ -12,10 +12,11 @@ from PIL import Image
 
 from nvg_jax.data import examples, pipeline
 from nvg_jax.errors import UserError
+from tests.data import tiny
 from tests.data.batches import assert_equal, crop_batches, joined, train_batches
 
 
-def test_undecodable_images_are_skipped_named_and_counted(pixels_config, tiny, caplog):
+def test_undecodable_images_are_skipped_named_and_counted(pixels_config, caplog):
     config = pixels_config(train_split="damaged")
     with caplog.at_level(logging.WARNING):
         (batch,) = train_batches(config, 1, batch_size=10)
@@ -25,7 +26,7 @@ def test_undecodable_images_are_skipped_named_and_counted(pixels_config, tiny, c
     labels, counts = np.unique(batch["label"], return_counts=True)
     assert set(labels) == set(range(10)) - {2, 3, 9} and counts.sum() == 10
     for image, label in zip(batch["image"], batch["label"], strict=True):
-        pixels = np.asarray(Image.open(io.BytesIO(tiny.pixels["damaged"][label])))
+        pixels = np.asarray(Image.open(io.BytesIO(tiny.PIXELS["damaged"][label])))
         np.testing.assert_allclose(image, pixels / 127.5 - 1, atol=1e-6)
 
 

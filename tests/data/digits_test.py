@@ -9,13 +9,13 @@ from sklearn.datasets import load_digits
 
 
 @pytest.fixture(scope="module")
-def splits(digits):
+def splits(digits_dir):
     """{split: (grey levels 0..16 [N, 8, 8], labels [N])} as they stand in the files."""
     result = {}
     for split in ("train", "test"):
         decoders = {"image": tfds.decode.SkipDecoding()}
         source = tfds.data_source(
-            "digits", split=split, data_dir=digits.data_dir, download=False, decoders=decoders
+            "digits", split=split, data_dir=digits_dir, download=False, decoders=decoders
         )
         examples = list(source)
         pixels = [np.asarray(Image.open(io.BytesIO(each["image"]))) for each in examples]
@@ -48,8 +48,8 @@ def test_split_is_stratified_and_fixed(splits):
     assert digest == "b2ea4fea55bdf72394171a27fee5ebfab69ab09ee7944ea1e80e5736412a6ec8"
 
 
-def test_info_names_licence_and_source(digits):
-    info = tfds.builder("digits", data_dir=digits.data_dir).info
+def test_info_names_licence_and_source(digits_dir):
+    info = tfds.builder("digits", data_dir=digits_dir).info
     assert "CC BY 4.0" in info.redistribution_info.license
     assert "Alpaydin" in info.citation
     assert info.features["label"].num_classes == 10

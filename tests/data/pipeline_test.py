@@ -10,6 +10,7 @@ from PIL import Image
 
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
+from tests.data import tiny
 from tests.data.batches import assert_equal, crop_batches, joined, take, train_batches
 
 _LAW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
@@ -65,16 +66,16 @@ def test_grey_digits_come_as_rgb_in_the_whole_range(digits_config):
 
 
 @SIZES
-def test_evaluation_takes_the_center_crop(photos_config, tiny, image_size, resize_ratio):
+def test_evaluation_takes_the_center_crop(photos_config, image_size, resize_ratio):
     config = photos_config(image_size=image_size, resize_ratio=resize_ratio)
     (batch,) = pipeline.evaluation_batches(config, "validation", 7)
-    for encoded, image in zip(tiny.photos["validation"], batch["image"], strict=True):
+    for encoded, image in zip(tiny.PHOTOS["validation"], batch["image"], strict=True):
         crop = _center(_resized(encoded, "RGB", round(resize_ratio * image_size)), image_size)
         np.testing.assert_allclose(image, crop / 127.5 - 1, atol=1e-6)
 
 
 @SIZES
-def test_masks_stay_with_their_images(masked_config, tiny, image_size, resize_ratio):
+def test_masks_stay_with_their_images(masked_config, image_size, resize_ratio):
     """Numbers stay as they are, on the white blocks; the row past the end holds none."""
     config = masked_config(image_size=image_size, resize_ratio=resize_ratio)
     batches = list(pipeline.evaluation_batches(config, "test", 3, masks=True))
@@ -82,7 +83,7 @@ def test_masks_stay_with_their_images(masked_config, tiny, image_size, resize_ra
     assert (masks.dtype, masks.shape) == (np.uint8, (6, image_size, image_size))
     assert not masks[5].any()
     shorter = round(resize_ratio * image_size)
-    for (_, encoded), mask, image in zip(tiny.masked["test"], masks[:5], images[:5], strict=True):
+    for (_, encoded), mask, image in zip(tiny.MASKED["test"], masks[:5], images[:5], strict=True):
         expected = _resized(encoded, "L", shorter, Image.Resampling.NEAREST)
         np.testing.assert_array_equal(mask, _center(expected, image_size))
         clear = np.abs(image) > 0.5
@@ -110,9 +111,9 @@ def test_dataset_without_masks(masked_config, dataset):
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_training_takes_every_crop(photos_config, tiny):
+def test_training_takes_every_crop(photos_config):
     """Photo 6 is 82 x 46: resized to 17 x 10, with 10 x 3 places for a crop of 8 x 8."""
-    resized = _resized(tiny.photos["train"][6], "RGB", 10).astype(np.float32) / 127.5 - 1
+    resized = _resized(tiny.PHOTOS["train"][6], "RGB", 10).astype(np.float32) / 127.5 - 1
     places = {
         resized[top : top + 8, left : left + 8].round(4).tobytes(): (top, left)
         for top, left in itertools.product(range(3), range(10))

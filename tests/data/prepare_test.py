@@ -7,30 +7,26 @@ from nvg_jax.data import prepare
 from nvg_jax.errors import UserError
 
 
-def test_command_says_where_it_wrote(digits):
-    where = digits.data_dir / "digits" / "1.0.0"
-    assert digits.command.stdout.splitlines()[-1] == f"digits is prepared in {where}"
-    assert list(where.glob("*.array_record-*"))
-
-
-def test_second_time_says_so_and_writes_nothing(digits, capsys):
-    files = {path: path.stat().st_mtime_ns for path in digits.data_dir.rglob("*")}
-    assert prepare.main(["digits", f"--data_dir={digits.data_dir}"]) == 0
-    where = digits.data_dir / "digits" / "1.0.0"
-    assert capsys.readouterr().out == f"digits is already prepared in {where}\n"
-    assert files == {path: path.stat().st_mtime_ns for path in digits.data_dir.rglob("*")}
-
-
-def test_data_dir_defaults_to_the_one_of_tfds(digits):
+def _command(*options, **environment):
     """TFDS reads TFDS_DATA_DIR when it is imported, hence another process."""
-    command = subprocess.run(
-        [sys.executable, "-m", "nvg_jax.data.prepare", "digits"],
+    return subprocess.run(
+        [sys.executable, "-m", "nvg_jax.data.prepare", "digits", *options],
         capture_output=True,
         text=True,
         check=False,
-        env={"TFDS_DATA_DIR": str(digits.data_dir), "PYTHONPATH": ":".join(sys.path)},
+        env={"PYTHONPATH": ":".join(sys.path)} | environment,
     )
-    assert command.stdout.startswith("digits is already prepared in"), command.stderr
+
+
+def test_command_says_where_it_wrote_and_writes_once(tmp_path):
+    where = tmp_path / "digits" / "1.0.0"
+    done = _command(f"--data_dir={tmp_path}")
+    assert done.stdout.splitlines()[-1:] == [f"digits is prepared in {where}"], done.stderr
+    assert list(where.glob("*.array_record-*"))
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = _command(TFDS_DATA_DIR=str(tmp_path))
+    assert again.stdout == f"digits is already prepared in {where}\n", again.stderr
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
 def test_archives_to_place_by_hand_are_named_in_one_line(tmp_path, capsys):

@@ -50,11 +50,11 @@ def _kill_workers(count=None):
 
 @pytest.mark.slow
 def test_dying_workers_change_no_batch(photos_config, caplog):
-    expected = train_batches(photos_config(), 12)
+    expected = train_batches(photos_config(), 24)
     config = photos_config(num_workers=2)
     batches = []
     with contextlib.closing(pipeline.train_iterator(config, batch_size=4, seed=0)) as iterator:
-        for step in range(12):
+        for step in range(24):  # More than what is read ahead.
             if step in (1, 7):
                 _kill_workers(count=1 if step == 1 else 2)
             batches.append(next(iterator))
@@ -91,10 +91,10 @@ def test_a_dying_worker_changes_no_evaluation(photos_config, caplog):
 
 
 @contextlib.contextmanager
-def _reader(tiny, num_workers):
+def _reader(tiny_dir, num_workers):
     """A process that has read a dataset, none of whose code it knows, and waits."""
     process = subprocess.Popen(
-        [sys.executable, "tests/programs/read_dataset.py", tiny.data_dir, str(num_workers)],
+        [sys.executable, "tests/programs/read_dataset.py", tiny_dir, str(num_workers)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -107,15 +107,15 @@ def _reader(tiny, num_workers):
             process.kill()
 
 
-def test_reading_imports_no_tensorflow(tiny):
-    with _reader(tiny, num_workers=0) as process:
+def test_reading_imports_no_tensorflow(tiny_dir):
+    with _reader(tiny_dir, num_workers=0) as process:
         assert process.stdout.readline() == "False\n"
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at processes through /proc")
-def test_workers_have_no_tensorflow_and_end_with_a_killed_main_process(tiny):
-    with _reader(tiny, num_workers=2) as process:
+def test_workers_have_no_tensorflow_and_end_with_a_killed_main_process(tiny_dir):
+    with _reader(tiny_dir, num_workers=2) as process:
         assert process.stdout.readline() == "False\n"
         workers = _workers_of(process.pid)
         assert len(workers) == 2

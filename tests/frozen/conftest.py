@@ -30,7 +30,4 @@ def reference_image(reference) -> Callable[[str], Float[Array, "B height width 3
 def variables(request: pytest.FixtureRequest) -> Any:
     """Of the network that the module's constant NETWORK names."""
     network = weights.NETWORKS[request.module.NETWORK]
-    tensors = {}
-    for name in network.files:
-        tensors |= getattr(published_networks, name)()
-    return jax.device_put(frozen_variables(tensors, network))
+    return jax.device_put(frozen_variables(published_networks.state_dict(network), network))

@@ -7,7 +7,7 @@ import pytest
 
 from nvg_jax.frozen import vit, weights
 from nvg_jax.interop.frozen_names import frozen_variables
-from tests.published_networks import dino_vits16, dinov2_vitb14
+from tests.published_networks import state_dict
 
 PATCH = 4
 
@@ -38,7 +38,7 @@ def _images(rows, columns):
 
 def test_dino_readouts_equal_the_reference(reference, reference_image):
     network, images = weights.NETWORKS["dino"], reference_image("dino.image")
-    variables = frozen_variables(dino_vits16(), network)
+    variables = frozen_variables(state_dict(network), network)
     found = _apply(network.module, variables, images, method="readouts")
     assert found.shape == (len(images), 5, np.prod(images.shape[1:3]) // 16**2, 384)
     for index in range(5):
@@ -48,7 +48,7 @@ def test_dino_readouts_equal_the_reference(reference, reference_image):
 
 def test_dinov2_patch_tokens_equal_the_reference(reference, reference_image):
     network, images = weights.NETWORKS["dinov2"], reference_image("dinov2.image")
-    variables = jax.device_put(frozen_variables(dinov2_vitb14(), network))
+    variables = jax.device_put(frozen_variables(state_dict(network), network))
     side = 8 * reference["dinov2.preprocessed"].shape[-1] // 14  # Of which are every 8th pixel.
 
     positions = network.module.apply(variables, (side, side), method="position_embedding")

@@ -34,28 +34,27 @@ def _save(path, state_dict, **options):
 
 
 @pytest.fixture(scope="module")
-def lpips_tensors():
-    return {name: getattr(published_networks, name)() for name in LPIPS_FILES}
+def small_networks():
+    """LPIPS as it is, and small networks in place of the others."""
+    networks = dict(weights.NETWORKS)
+    for name, layer_scale in (("dino", False), ("dinov2", True)):
+        module = VisionTransformer(
+            patch_size=4, width=8, num_heads=1, native_grid=3, layer_scale=layer_scale, depth=2
+        )
+        networks[name] = networks[name]._replace(module=module, image_size=4)
+    networks["inception"] = networks["inception"]._replace(module=NormedConv(8, (3, 3)))
+    return networks
 
 
 @pytest.fixture(scope="module")
-def served(lpips_tensors, tmp_path_factory):
+def served(small_networks, tmp_path_factory):
     """The files of all networks, those of LPIPS in the old format, as the published ones are."""
     folder = tmp_path_factory.mktemp("served")
-    for name in LPIPS_FILES:
-        path = folder / weights.FILES[name].file_name
-        _save(path, lpips_tensors[name], _use_new_zipfile_serialization=False)
-    shapes = published_networks.vit_shapes(width=8, patch_size=4, native_grid=3, depth=2)
-    rng = np.random.default_rng(0)
-    vit = {name: np.float32(rng.standard_normal(shape)) for name, shape in shapes.items()}
-    _save(folder / weights.FILES["dino_vits16"].file_name, vit)
-    scales = {f"blocks.{i}.ls{k}.gamma": np.ones(8, np.float32) for i in (0, 1) for k in (1, 2)}
-    mask = {"mask_token": np.ones((1, 8), np.float32)}
-    _save(folder / weights.FILES["dinov2_vitb14"].file_name, vit | scales | mask)
-    shapes = published_networks.normed_conv_shapes("", 3, 8, (3, 3))
-    shapes["bn.num_batches_tracked"] = ()
-    conv = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-    _save(folder / weights.FILES["inception"].file_name, conv)
+    for network in small_networks.values():
+        for name, tensors in published_networks.published(network).items():
+            is_new = name not in LPIPS_FILES
+            path = folder / weights.FILES[name].file_name
+            _save(path, tensors, _use_new_zipfile_serialization=is_new)
     return folder
 
 
@@ -78,20 +77,14 @@ def _set_file(monkeypatch, name, **changes):
 
 
 @pytest.fixture
-def published(served, server, monkeypatch):
-    """The table with the addresses and the SHA-256 of what is served, and small networks."""
+def published(small_networks, served, server, monkeypatch):
+    """The tables with the addresses and the SHA-256 of what is served, and small networks."""
     for name, file in list(weights.FILES.items()):
         sha256 = hashlib.sha256((served / file.file_name).read_bytes()).hexdigest()
         prefix = sha256[:8] if file.sha256_prefix else ""
         _set_file(monkeypatch, name, address=f"{server}/{file.file_name}", sha256_prefix=prefix)
-    for name, layer_scale in (("dino", False), ("dinov2", True)):
-        small = VisionTransformer(
-            patch_size=4, width=8, num_heads=1, native_grid=3, layer_scale=layer_scale, depth=2
-        )
-        network = weights.NETWORKS[name]._replace(module=small, image_size=4)
+    for name, network in small_networks.items():
         monkeypatch.setitem(weights.NETWORKS, name, network)
-    network = weights.NETWORKS["inception"]._replace(module=NormedConv(8, (3, 3)))
-    monkeypatch.setitem(weights.NETWORKS, "inception", network)
 
 
 @pytest.fixture
@@ -118,15 +111,15 @@ def _files(folder):
 
 
 def test_fetched_weights_are_loaded_as_they_were_published(
-    published, lpips_tensors, tmp_path, capsys
+    published, small_networks, tmp_path, capsys
 ):
     assert fetch.main(["lpips", f"--directory={tmp_path}"]) == 0
     output = capsys.readouterr().out.splitlines()
     assert output[-1] == f"lpips is now in {tmp_path}/lpips"
     assert len(output) == 3 and "(BSD-3-Clause) from http://" in output[0]
 
-    tensors = lpips_tensors["vgg16"] | lpips_tensors["lpips_heads"]
-    expected = frozen_variables(tensors, weights.NETWORKS["lpips"])
+    lpips = small_networks["lpips"]
+    expected = frozen_variables(published_networks.state_dict(lpips), lpips)
     loaded = weights.load("lpips", str(tmp_path))
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
     names = {path.name for path in tmp_path.iterdir()}
@@ -179,22 +172,20 @@ def test_files_put_there_or_given_are_used_without_a_network(
     assert capsys.readouterr().out == f"lpips is now in {tmp_path}/lpips\n"
 
 
-def test_downloads_with_another_hash_are_refused_and_removed(
-    published, tmp_path, monkeypatch, capsys
-):
-    _set_file(monkeypatch, "vgg16", sha256_prefix="00000000")
-    assert fetch.main(["lpips", f"--directory={tmp_path}"]) == 1
-    assert 'invalid hash value (expected "00000000"' in _error_line(capsys)
-    assert not _files(tmp_path)
-
-
-def test_local_files_with_another_hash_are_named(published, tmp_path, capsys):
+@pytest.mark.parametrize("is_there", [False, True])
+def test_files_with_another_hash_are_refused(published, tmp_path, monkeypatch, capsys, is_there):
+    """What was downloaded is removed."""
     path = tmp_path / "downloads" / "vgg16-397923af.pth"
-    path.parent.mkdir()
-    path.write_bytes(b"something else")
+    if is_there:
+        path.parent.mkdir()
+        path.write_bytes(b"something else")
+        message = f"error: {path} is not vgg16-397923af.pth: its SHA-256 begins with "
+    else:
+        _set_file(monkeypatch, "vgg16", sha256_prefix="00000000")
+        message = 'invalid hash value (expected "00000000"'
     assert fetch.main(["lpips", f"--directory={tmp_path}"]) == 1
-    line = _error_line(capsys)
-    assert line.startswith(f"error: {path} is not vgg16-397923af.pth: its SHA-256 begins with ")
+    assert message in _error_line(capsys)
+    assert path.exists() == is_there
 
 
 def test_truncated_downloads_are_named_and_removed(
