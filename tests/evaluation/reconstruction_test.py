@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 from scipy import ndimage
 
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import reconstruction
+from nvg_jax.evaluation.metrics.codebook_usage import CodebookUsage
 from nvg_jax.evaluation.metrics.psnr import psnr
 from nvg_jax.evaluation.metrics.ssim import ssim as eager_ssim
 
 seeds = st.integers(0, 2**32 - 1)
-count = jax.jit(reconstruction.token_counts, static_argnums=1)
 ssim = jax.jit(eager_ssim)
 
 
@@ -36,25 +36,11 @@ def test_psnr_is_infinite_for_identical_images_only():
     assert np.isposinf(actual[0]) and np.isfinite(actual[1])
 
 
-def test_psnr_of_black_against_white_is_zero():
-    black = -jnp.ones((1, 4, 4, 3))
-    assert psnr(black, -black) == 0
-
-
 def test_psnr_keeps_float32_precision_of_bfloat16_reconstructions():
     images = jnp.full((1, 4, 4, 3), 0.5)
     reconstructions = jnp.full((1, 4, 4, 3), 0.5625, jnp.bfloat16)  # exact in bfloat16
     actual = psnr(images.astype(jnp.bfloat16), reconstructions)
     np.testing.assert_allclose(actual, 20 * np.log10(2 / 0.0625), rtol=1e-6)
-
-
-@given(seeds, st.floats(0.01, 0.5))
-def test_halving_the_error_adds_six_decibel(seed, size):
-    rng = np.random.default_rng(seed)
-    images = jnp.asarray(rng.uniform(-0.5, 0.5, (2, 4, 4, 3)), jnp.float32)
-    error = jnp.asarray(rng.uniform(size / 2, size, images.shape), jnp.float32)
-    gain = psnr(images, images + error / 2) - psnr(images, images + error)
-    np.testing.assert_allclose(gain, 20 * np.log10(2), atol=1e-2)
 
 
 def ssim_reference(images, reconstructions):
@@ -99,11 +85,6 @@ def test_ssim_of_flat_images_compares_their_brightness(shade):
     np.testing.assert_allclose(actual, ssim_reference(images, reconstructions), rtol=0, atol=1e-4)
 
 
-def test_ssim_of_an_inverted_image_is_negative():
-    images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 16, 16, 3)), jnp.float32)
-    assert np.all(ssim(images, -images) < -0.9)
-
-
 def test_ssim_takes_bfloat16_and_gives_float32():
     images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (1, 16, 16, 3)), jnp.bfloat16)
     actual = ssim(images.astype(jnp.float32), images)
@@ -117,52 +98,13 @@ def test_ssim_refuses_images_smaller_than_its_window(size):
         ssim(images, images)
 
 
-def counts_reference(tokens, vocab_size, mask):
-    num_stages = (tokens.shape[1] + 1).bit_length() - 1
-    counts = np.zeros((num_stages, vocab_size), int)
-    for image in range(len(tokens)):
-        for slot, code in enumerate(tokens[image]):
-            counts[(slot + 1).bit_length() - 1, code] += mask[image]
-    return counts
-
-
-@given(seeds, st.sampled_from([(1, 2), (3, 5), (4, 3)]), st.booleans())
-def test_counts_equal_a_loop_over_the_heap(seed, stage_and_batch, masked):
-    rng = np.random.default_rng(seed)
-    last_stage, batch = stage_and_batch
-    tokens = rng.integers(0, 7, (batch, 2 ** (last_stage + 1) - 1), np.int32)
-    mask = rng.integers(0, 2, batch).astype(bool) if masked else np.ones(batch, bool)
-    actual = count(jnp.asarray(tokens), 7, jnp.asarray(mask) if masked else None)
-    np.testing.assert_array_equal(actual, counts_reference(tokens, 7, mask))
-
-
-def test_counts_are_the_same_under_jit_and_add_up_over_batches():
-    rng = np.random.default_rng(1)
-    tokens = jnp.asarray(rng.integers(0, 20, (6, 31)), jnp.int32)
-    mask = jnp.asarray([True, False, True, True, False, True])
-    whole = reconstruction.token_counts(tokens, 20, mask)
-    parts = count(tokens[:2], 20, mask[:2]) + count(tokens[2:], 20, mask[2:])
-    np.testing.assert_array_equal(whole, parts)
-    np.testing.assert_array_equal(whole.sum(axis=1), 4 * 2 ** np.arange(5))
-
-
-def test_counts_refuse_what_is_no_heap():
-    with pytest.raises(UserError, match="power of two"):
-        reconstruction.token_counts(jnp.zeros((1, 11), jnp.int32), 4)
-
-
-def test_usage_by_stage_and_overall():
-    counts = np.array([[3, 0, 0, 0], [1, 1, 0, 0], [0, 2, 0, 5]])
-    by_stage, overall = reconstruction.codebook_usage_by_stage(counts)
-    np.testing.assert_allclose(by_stage, [0.25, 0.5, 0.5])
-    assert overall == 0.75
-
-
-@given(seeds, st.sampled_from([1, 8, 40]))
-def test_usage_agrees_with_the_set_of_codes(seed, vocab_size):
+@given(seeds, st.sampled_from([8, 40]), st.sampled_from([1, 3]))
+def test_usage_agrees_with_the_set_of_codes(seed, vocab_size, num_parts):
     tokens = np.random.default_rng(seed).integers(0, vocab_size, (3, 15), np.int32)
-    counts = count(jnp.asarray(tokens), vocab_size)
-    by_stage, overall = reconstruction.codebook_usage_by_stage(counts)
+    metric = CodebookUsage(ConfigDict({"tokenizer": {"model": {"vocab_size": vocab_size}}}), 0)
+    for part in np.split(tokens, num_parts):
+        metric.update(part)
+    overall, by_stage = metric.shares()
     assert overall == len(np.unique(tokens)) / vocab_size
     for stage, share in enumerate(by_stage):
         codes = tokens[:, 2**stage - 1 : 2 ** (stage + 1) - 1]
