@@ -96,12 +96,6 @@ def test_diversity_scales_with_contrast(seed, factor):
     np.testing.assert_allclose(actual, factor)
 
 
-def test_a_collapsed_class_has_no_diversity():
-    rng = np.random.default_rng(0)
-    real, labels = random_images(rng, 4), np.array([0, 0, 1, 1])
-    assert diversity(real[[0, 0, 2, 2]], labels, real, labels) == 0
-
-
 @pytest.mark.parametrize(
     ("labels", "real_labels", "message"),
     [

@@ -75,24 +75,6 @@ def test_statistics_equal_numpy_across_block_borders(seed, count, dtype):
     np.testing.assert_allclose(covariance, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_float32_features_lose_nothing_to_a_large_mean():
-    rng = np.random.default_rng(0)
-    features = (1000 + rng.normal(size=(5000, 2))).astype(np.float32)
-    expected = np.cov(features.astype(float), rowvar=False)
-    np.testing.assert_allclose(distribution.statistics(features).covariance, expected, rtol=1e-9)
-
-
-@given(seeds)
-def test_distance_of_independent_features_adds_up(seed):
-    rng = np.random.default_rng(seed)
-    means, deviations = rng.normal(size=(2, 6)), rng.uniform(0, 3, (2, 6))
-    a, b = (
-        distribution.Statistics(m, np.diag(d**2)) for m, d in zip(means, deviations, strict=True)
-    )
-    expected = np.sum((means[0] - means[1]) ** 2 + (deviations[0] - deviations[1]) ** 2)
-    np.testing.assert_allclose(distribution.frechet_distance(a, b), expected)
-
-
 @given(seeds, st.integers(1, 6), st.integers(1, 6))
 def test_distance_is_symmetric_and_does_not_depend_on_the_axes(seed, rank_a, rank_b):
     rng = np.random.default_rng(seed)
@@ -133,11 +115,6 @@ def test_statistics_of_different_networks_are_refused():
 def test_score_of_sure_and_evenly_spread_classes_is_their_number(scale):
     logits = scale * np.tile(np.eye(7), (3, 1)).astype(np.float32)
     np.testing.assert_allclose(inception_score(logits), (7, 0), atol=1e-12)
-
-
-def test_score_without_any_preference_is_one():
-    logits = np.full((10, 5), 3.0, np.float32)
-    np.testing.assert_allclose(inception_score(logits, 4), (1, 0), atol=1e-12)
 
 
 def test_score_of_classes_that_never_occur_is_finite():
@@ -189,11 +166,6 @@ def test_copies_of_one_image_are_inside_a_manifold_without_extent():
     real, samples = np.repeat(image, 9, axis=0), np.repeat(image, 5, axis=0)
     assert precision_recall(real, samples) == (1, 1)
     assert precision_recall(real, samples * np.float32(1.0001)) == (0, 0)
-
-
-def test_far_apart_images_are_outside():
-    real, samples = np.random.default_rng(0).normal(size=(2, 10, 4))
-    assert precision_recall(real, samples + 100) == (0, 0)
 
 
 def test_precision_counts_samples_and_recall_counts_real_images():

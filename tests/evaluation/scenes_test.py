@@ -58,7 +58,10 @@ def scenes(config):
 
 
 def test_structure_and_samples_are_compared_with_masks(config, model, scenes, tmp_path):
+    config.frozen.random = True
+    config.evaluation.metrics = ("guided_iou", "structure_miou", "ssim", "lpips")
     found = jobs.evaluate(config, str(tmp_path))
+    assert found["lpips"] > 0 and -1 <= found["ssim"] <= 1
 
     @jax.jit
     def reconstruct(images):

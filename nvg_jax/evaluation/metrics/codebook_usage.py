@@ -15,22 +15,20 @@ class CodebookUsage(Metric):
 
     streams = ("split",)
 
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self._used: list[set[int]] = []
-
     def look(self, seen: Seen) -> Int[Array, "B heap"]:
         return seen.sequence.tokens
 
     def update(self, rows: Int[np.ndarray, "B heap"]) -> None:
         stages = granularity.last_stage((rows.shape[1] + 1) // 2) + 1
-        self._used = self._used or [set() for _ in range(stages)]
-        for stage, used in enumerate(self._used):
-            used.update(np.unique(rows[:, granularity.stage_slice(stage)]).tolist())
+        self.parts = self.parts or [set() for _ in range(stages)]  # The codes of each stage.
+        for stage, used in enumerate(self.parts):
+            used.update(np.unique(rows[:, granularity.stage_slice(stage)]))
 
     def result(self, resources: Resources) -> dict[str, Any]:
-        size = resources.config.tokenizer.model.vocab_size
-        return {
-            "codebook_usage": len(set().union(*self._used)) / size,
-            "codebook_usage_by_stage": [len(used) / size for used in self._used],
-        }
+        overall, by_stage = self.shares()
+        return {"codebook_usage": overall, "codebook_usage_by_stage": by_stage}
+
+    def shares(self) -> tuple[float, list[float]]:
+        """By all stages together, and by each."""
+        size = self.config.tokenizer.model.vocab_size
+        return len(set().union(*self.parts)) / size, [len(used) / size for used in self.parts]

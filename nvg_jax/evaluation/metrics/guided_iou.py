@@ -81,7 +81,7 @@ class GuidedIoU(Metric):
 def _picture(
     of_masks: Int[np.ndarray, "N L"],
     scenes: Scenes,
-    pictures: dict[str, UInt8[np.ndarray, "N height width 3"]],
+    pictures: dict[str, UInt8[np.ndarray, "N _ _ 3"]],
     stages: int,
     grid: tuple[int, int],
 ) -> visualize.Picture:

@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt8
 
 from nvg_jax import keys
 from nvg_jax.evaluation import segmentation
@@ -27,7 +27,7 @@ class StructureMIoU(Metric):
         super().__init__(*args)
         self._rng = np.random.default_rng(keys.integer(self.config.seed, "random structures"))
 
-    def look(self, seen: Seen) -> tuple[Int[Array, "B L"], Int[Array, "B height width"]]:
+    def look(self, seen: Seen) -> tuple[Int[Array, "B L"], UInt8[Array, "B height width"]]:
         return seen.sequence.structure, seen.masks
 
     def update(self, rows: tuple[np.ndarray, np.ndarray]) -> None:
