@@ -157,15 +157,3 @@ def balanced_split(
     children_in_order = 2 * labels_in_order + upper.astype(labels.dtype)
     _, children = jax.lax.sort((position_in_order, children_in_order), dimension=-1, num_keys=1)
     return children
-
-
-def split_stage(
-    structure: Int[Array, "B L"],
-    stage: int | Int[Array, ""],
-    scores: Float[Array, "B L"],
-    gumbel: Float[Array, "B L"] | None = None,
-) -> Int[Array, "B L"]:
-    """The structure of the next stage: that of a stage with its clusters split by the scores."""
-    labels = labels_at(structure, stage)
-    children = balanced_split(scores, labels, 1 << stage, gumbel)
-    return structure_from_labels(children, stage + 1)

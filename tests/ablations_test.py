@@ -97,7 +97,8 @@ def test_without_a_final_canvas_tokens_follow_from_the_output_itself(params, inp
     output = predict(direct, params, inputs, structure, canvas)
 
     def logits(generator, canvas):
-        missing = generator.content.missing(output, canvas, structure, STAGE)
+        labels = granularity.labels_at(structure, STAGE)
+        missing = generator.content.missing(output, canvas, labels, 2**STAGE)
         return generator.content.token_logits(params["content"], missing)
 
     ignoring = logits(direct, canvas)

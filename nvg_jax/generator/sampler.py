@@ -1,8 +1,8 @@
 """Sampling: content and structure in turn, stage by stage (paper, Sec. 3.3, 4.1).
 
 `sample` is the method's loop, in Python. What it calls is compiled once for each tokenizer,
-generator and batch size, but for the drawing of tokens and the brush, which are small and compiled
-for each stage, since stage k has 2^k tokens.
+generator and batch size, but for the drawing of tokens: stage k has 2^k rows of logits, so that it
+is compiled for each of the large stages; those of up to SHARED_ROWS tokens share a program.
 """
 
 from __future__ import annotations
@@ -26,6 +26,9 @@ from nvg_jax.tokenizer.model import Tokenizer, canvas_scales
 
 Variables = Any
 Stage = Int[Array | np.ndarray, ""]
+Number = Float[Array | np.ndarray, ""]
+
+SHARED_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +102,7 @@ class State(NamedTuple):
     canvas_noise: Float[Array, "B L C"] | None
     canvas: Float[Array, "B L C"]
     structure: Int[Array, "B L"]
+    tokens: Int[Array, "B heap"]
 
 
 def sample(
@@ -121,27 +125,30 @@ def sample(
     scales = canvas_scales(tokenizer_variables)
     sequence, structure_given, content_given = given or (None, 0, 0)
     state = _start(generator, class_id, image_keys, noise)
-    heap = []
     for stage in range(last_stage + 1):
         number = np.int32(stage)  # As an argument of programs that serve all stages.
         if stage < content_given:
-            tokens = granularity.stage_tokens(sequence.tokens, stage)
+            tokens = _given_tokens(sequence.tokens, number)
         else:
-            final = _final_canvases(generator, params["content"], state, number, scales)
-            tokens = _draw_tokens(generator, settings, stage, params["content"], state, final)
-        heap.append(tokens)
-        state = _paint(tokenizer, stage, tokenizer_variables, state, tokens)
+            missing, drawing = _missing(generator, params["content"], state, number, scales)
+            guidance = np.float32(ramp(settings.content_guidance, stage, last_stage))
+            top_p = np.float32(top_p_at(settings.top_p, stage, last_stage))
+            rows = min(max(2**stage, SHARED_ROWS), 2**last_stage)
+            tokens = _draw_tokens(
+                generator, settings, rows, params["content"], missing, drawing, guidance, top_p
+            )
+        state = _paint(tokenizer, tokenizer_variables, state, tokens, number)
         if stage == last_stage:
             break
         if stage + 1 < structure_given:
-            structure = _given_structure(sequence.structure, np.int32(stage + 1))
+            state = _give_structure(state, sequence.structure, number)
         elif stage < last_stage - 1:
             guidance = np.float32(ramp(settings.structure_guidance, stage, last_stage))
-            structure = _split(generator, settings, params["structure"], state, number, guidance)
-        else:
-            structure = _random_split(state, number)
-        state = state._replace(structure=structure)
-    return GranularitySequence(state.structure, _joined(heap))
+            scores = _scores(generator, settings, params["structure"], state, number, guidance)
+            state = _split(state, scores, number, settings.gumbel_split)
+        else:  # The last split only names the two positions of each pair.
+            state = _split(state, state.noise[..., -1], number)
+    return GranularitySequence(state.structure, state.tokens)
 
 
 @functools.partial(jax.jit, static_argnames="generator")
@@ -157,22 +164,26 @@ def _start(
     structure = jnp.zeros((batch, sizes.num_positions), jnp.int32)
     noise = generator.structure.noise(image_keys) if noise is None else noise
     canvas_noise = generator.content.noise(image_keys)
-    arrays = jax.tree.map(split_batch, (noise, canvas_noise, canvas, structure))
+    tokens = jnp.zeros((batch, 2 * sizes.num_positions - 1), jnp.int32)
+    arrays = jax.tree.map(split_batch, (noise, canvas_noise, canvas, structure, tokens))
     return State(class_id, image_keys, *arrays)
 
 
 @functools.partial(jax.jit, static_argnames="generator")
-def _final_canvases(
+def _missing(
     generator: Generator,
     params: Variables,
     state: State,
     stage: Stage,
     scales: Float[Array, "canvases"],
-) -> Float[Array, "2 B L C"]:
-    """The predicted final canvases, with the class and without."""
+) -> tuple[Float[Array, "2 B L C"], Key[Array, "B"]]:
+    """What is missing in each cluster, with the class and without, and the keys to draw it with.
+
+    Of the L clusters the first 2^stage exist, so that one program serves all stages.
+    """
     no_class = jnp.full_like(state.class_id, generator.sizes.num_classes)
     both = jax.tree.map(lambda x: jnp.concatenate([x, x]), state._replace(keys=None))
-    canvases = generator.content.apply(
+    final_canvas = generator.content.apply(
         {"params": params},
         both.canvas,
         both.structure,
@@ -181,85 +192,88 @@ def _final_canvases(
         scales,
         both.canvas_noise,
     )
-    return jnp.stack(jnp.split(canvases, 2))
+    labels = granularity.labels_at(both.structure, stage)
+    length = generator.sizes.num_positions
+    missing = generator.content.missing(final_canvas, both.canvas, labels, length)
+    stage_keys = keys.of_stage(state.keys, "tokens", stage)
+    return jnp.stack(jnp.split(missing, 2)), stage_keys
 
 
-@functools.partial(jax.jit, static_argnames=("generator", "settings", "stage"))
+@functools.partial(jax.jit, static_argnames=("generator", "settings", "rows"))
 def _draw_tokens(
     generator: Generator,
     settings: Settings,
-    stage: int,
+    rows: int,
     params: Variables,
-    state: State,
-    final_canvases: Float[Array, "2 B L C"],
-) -> Int[Array, "B N"]:
-    """The stage's tokens, from the logits with the class, moved away from those without."""
-    last_stage = generator.sizes.last_stage
-
-    def logits_for(final_canvas: Float[Array, "B L C"]) -> Float[Array, "B N V"]:
-        missing = generator.content.missing(final_canvas, state.canvas, state.structure, stage)
-        return generator.content.token_logits(params, missing)
-
-    with_class, without = map(logits_for, final_canvases)
-    guidance = ramp(settings.content_guidance, stage, last_stage)
+    missing: Float[Array, "2 B L C"],
+    stage_keys: Key[Array, "B"],
+    guidance: Number,
+    top_p: Number,
+) -> Int[Array, "B L"]:
+    """Tokens for the first `rows` clusters, from the logits with the class and without."""
+    with_class, without = (
+        generator.content.token_logits(params, each[:, :rows]) for each in missing
+    )
     logits = without + guidance * (with_class - without)
-    top_p = top_p_at(settings.top_p, stage, last_stage)
-    stage_keys = keys.of_stage(state.keys, "tokens", stage)
-    return content.draw(logits, stage_keys, settings.temperature, settings.top_k, top_p)
+    bound = None if settings.top_p == (1.0, 1.0) else top_p
+    tokens = content.draw(logits, stage_keys, settings.temperature, settings.top_k, bound)
+    return jnp.pad(tokens, ((0, 0), (0, generator.sizes.num_positions - rows)))
 
 
-@functools.partial(jax.jit, static_argnames=("tokenizer", "stage"))
+@jax.jit
+def _given_tokens(heap: Int[Array | np.ndarray, "B heap"], stage: Stage) -> Int[Array, "B L"]:
+    """The tokens of a stage, of which the first 2^stage count."""
+    length = (heap.shape[1] + 1) // 2
+    return jax.lax.dynamic_slice_in_dim(heap, (1 << stage) - 1, length, axis=1)
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
 def _paint(
     tokenizer: Tokenizer,
-    stage: int,
     variables: Variables,
     state: State,
-    tokens: Int[Array | np.ndarray, "B N"],
+    tokens: Int[Array, "B L"],
+    stage: Stage,
 ) -> State:
-    """The canvas with what the stage adds."""
+    """With what the stage adds to the canvas and to the heap.
+
+    What stands in the heap after the stage's 2^stage tokens is overwritten by the next stage.
+    """
     labels = granularity.labels_at(state.structure, stage)
     brush = tokenizer.apply(variables, tokens, labels, stage, method=Tokenizer.brush)
-    return state._replace(canvas=state.canvas + brush)
+    heap = jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, (1 << stage) - 1, axis=1)
+    return state._replace(canvas=state.canvas + brush, tokens=heap)
 
 
 @functools.partial(jax.jit, static_argnames=("generator", "settings"))
-def _split(
+def _scores(
     generator: Generator,
     settings: Settings,
     params: Variables,
     state: State,
     stage: Stage,
-    guidance: Float[Array | np.ndarray, ""],
-) -> Int[Array, "B L"]:
-    """The structure with the clusters of the stage split by the structure generator."""
-    scores = generator.structure.scores(
-        params,
-        state.canvas,
-        state.structure,
-        stage,
-        state.class_id,
-        state.noise,
-        guidance,
-        settings.flow_steps,
-    )
+    guidance: Number,
+) -> Float[Array, "B L"]:
+    """As the structure generator's `scores`."""
+    given = (state.canvas, state.structure, stage, state.class_id, state.noise, guidance)
+    return generator.structure.scores(params, *given, settings.flow_steps)
+
+
+@functools.partial(jax.jit, static_argnames="is_drawn")
+def _split(
+    state: State, scores: Float[Array, "B L"], stage: Stage, is_drawn: bool = False
+) -> State:
+    """With the clusters of the stage split by the scores."""
     gumbel = None
-    if settings.gumbel_split:
+    if is_drawn:
         stage_keys = keys.of_stage(state.keys, "split", stage)
         gumbel = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[1:]))(stage_keys)
-    return granularity.split_stage(state.structure, stage, scores, gumbel)
+    labels = granularity.labels_at(state.structure, stage)
+    children = granularity.balanced_split(scores, labels, 1 << stage, gumbel)
+    return state._replace(structure=granularity.structure_from_labels(children, stage + 1))
 
 
 @jax.jit
-def _random_split(state: State, stage: Stage) -> Int[Array, "B L"]:
-    """The last split, which only names the two positions of each pair."""
-    return granularity.split_stage(state.structure, stage, state.noise[..., -1])
-
-
-@jax.jit
-def _given_structure(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"]:
-    return granularity.structure_at(structure, stage)
-
-
-@jax.jit
-def _joined(heap: list[Int[Array, "B _"]]) -> Int[Array, "B heap"]:
-    return jnp.concatenate(heap, axis=1)
+def _give_structure(state: State, structure: Int[Array | np.ndarray, "B L"], stage: Stage) -> State:
+    """With the given structure of the next stage."""
+    return state._replace(structure=granularity.structure_at(structure, stage + 1))

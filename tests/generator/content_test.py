@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from nvg_jax import granularity
 from nvg_jax.generator import content
 from nvg_jax.tokenizer.model import canvas_scales
 
@@ -55,7 +56,8 @@ def test_logits_are_the_reference_ones(golden, golden_generator, golden_sequence
     }
     assert references
     for stage, expected in references.items():
-        missing = network.missing(outputs[stage], canvases[:, stage], structure, stage)
+        labels = granularity.labels_at(structure, stage)
+        missing = network.missing(outputs[stage], canvases[:, stage], labels, 2**stage)
         logits = network.token_logits(params, missing)
         np.testing.assert_allclose(logits, expected, atol=1e-4 * np.abs(expected).max())
 
@@ -109,11 +111,11 @@ def test_class_stage_and_structure_make_a_difference(golden, golden_sequences, o
     st.floats(0.05, 1.0),
 )
 def test_truncation_keeps_the_smallest_sufficient_set(logits, top_k, top_p):
-    kept = np.isfinite(np.asarray(content.truncate(jnp.asarray(logits), top_k, top_p)))
+    kept = np.isfinite(np.asarray(content.truncate(jnp.asarray(logits), top_k, np.float32(top_p))))
     order = np.argsort(-logits[0, 0])
     allowed = order[: top_k or 12]
     weights = np.exp(logits[0, 0, allowed].astype(np.float64))
     mass_before = np.cumsum(weights / weights.sum()) - weights / weights.sum()
-    clear = np.abs(mass_before - top_p) > 1e-5  # Not decided by rounding.
+    clear = np.abs(mass_before - np.float32(top_p)) > 1e-5  # Not decided by rounding.
     np.testing.assert_array_equal(kept[0, 0, allowed][clear], (mass_before < top_p)[clear])
     assert kept.sum() >= 1 and not kept[0, 0, order[top_k or 12 :]].any()
