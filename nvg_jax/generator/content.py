@@ -11,7 +11,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from einops import rearrange, repeat
 from jaxtyping import Array, Float, Int, Key
@@ -30,7 +29,7 @@ from nvg_jax.generator.transformer import (
 from nvg_jax.granularity import GranularitySequence
 
 Params = Any
-TopP = Float[Array | np.ndarray, ""] | None
+TopP = Float[Array, ""] | None
 Align = Callable[[Float[Array, "B stages L D"]], Float[Array, "stages"]]
 
 

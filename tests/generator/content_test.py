@@ -111,7 +111,7 @@ def test_class_stage_and_structure_make_a_difference(golden, golden_sequences, o
     st.floats(0.05, 1.0),
 )
 def test_truncation_keeps_the_smallest_sufficient_set(logits, top_k, top_p):
-    kept = np.isfinite(np.asarray(content.truncate(jnp.asarray(logits), top_k, np.float32(top_p))))
+    kept = np.isfinite(np.asarray(content.truncate(jnp.asarray(logits), top_k, jnp.float32(top_p))))
     order = np.argsort(-logits[0, 0])
     allowed = order[: top_k or 12]
     weights = np.exp(logits[0, 0, allowed].astype(np.float64))
