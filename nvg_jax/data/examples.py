@@ -6,6 +6,7 @@ import functools
 import io
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -13,6 +14,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
 from nvg_jax import pixels
+from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,33 +53,24 @@ class Examples:
         return [name for name in _PICTURES if name in self.features]
 
     def training_example(self, index: int, rng: np.random.Generator) -> dict:
+        """A random crop; black, with what is wrong as its `problem`, where there is no image."""
         try:
             pictures, label = self._read(index)
-        except _UnreadableError:
-            # A cut-off file would be named thousands of times: `finish` names it.
-            return self._black() | {"label": 0, "skipped": 2 + self._file(index)}
         except UserError as error:
-            log.warning("skipped: %s", error)
-            return self._black() | {"label": 0, "skipped": 1}
+            return self._black() | {"problem": str(error)}
         free = (side - self.image_size for side in pictures["image"].size)
         left, top = (int(rng.integers(count + 1)) for count in free)
-        return self._crop(pictures, left, top) | {"label": label, "skipped": 0}
+        return self._crop(pictures, left, top) | {"label": label, "problem": ""}
 
-    def finish(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """What is left to do with a batch of training examples, in the main process."""
-        for number in np.unique(batch["skipped"][batch["skipped"] > 1] - 2):
-            _warn_once(f"skipped: {_unreadable(self.files[number])}")
-        batch = batch | {"skipped": np.minimum(batch["skipped"], 1)}
-        return to_model_types(_fill_skipped(batch))
-
-    def numbered_crop(self, starts: Sequence[int], batch_size: int, seed: int, index: int) -> dict:
-        number = starts[index // batch_size] + index % batch_size
+    def numbered_crop(self, starts: Sequence[int], order: Order, index: int) -> dict:
+        number = starts[index // order.batch_size] + index % order.batch_size
         turn, image = divmod(number, len(self))
-        return self.training_example(image, np.random.default_rng((seed, turn, image)))
+        return self.training_example(image, np.random.default_rng((order.seed, turn, image)))
 
     def evaluation_example(self, index: int) -> dict:
+        """The center crop, or a black one past the end."""
         if index >= len(self):
-            return self._black() | {"label": 0, "mask": False}
+            return self._black() | {"mask": False}
         pictures, label = self._read(index)
         left, top = ((side - self.image_size) // 2 for side in pictures["image"].size)
         return self._crop(pictures, left, top) | {"label": label, "mask": True}
@@ -89,14 +82,14 @@ class Examples:
         except RuntimeError as error:  # Of whatever is wrong with the file.
             record, cause = b"", error
         if not record:  # Cut off at some places, a file reads as if its records were empty.
-            raise _UnreadableError(_unreadable(self.files[self._file(index)])) from cause
+            raise UserError(
+                f"{self.files[bisect.bisect_right(self.ends, index)]} is cut off, damaged or "
+                "missing: copy it anew, or prepare the dataset again"
+            ) from cause
         decoders = {name: tfds.decode.SkipDecoding() for name in self.pictures}
         example = self.features.deserialize_example_np(record, decoders=decoders)
         pictures = {name: self._picture(example, name, index) for name in self.pictures}
         return pictures, example["label"]
-
-    def _file(self, index: int) -> int:
-        return bisect.bisect_right(self.ends, index)
 
     def _picture(self, example: dict, name: str, index: int) -> Image.Image:
         mode, resampling = _PICTURES[name]
@@ -109,50 +102,43 @@ class Examples:
                 f"{name} {file_name or f'{self.split}[{index}]'} cannot be decoded "
                 f"({type(error).__name__}): replace it and prepare the dataset again"
             ) from error
-        width, height = picture.size
-        scale_to, shorter = self.shorter_side, min(width, height)
-        return picture.resize(
-            (scale_to * width // shorter, scale_to * height // shorter), resampling
-        )
+        shorter = min(picture.size)
+        size = [self.shorter_side * side // shorter for side in picture.size]
+        return picture.resize(size, resampling)
 
     def _crop(self, pictures: dict[str, Image.Image], left: int, top: int) -> dict[str, np.ndarray]:
         box = (left, top, left + self.image_size, top + self.image_size)
         return {name: np.asarray(picture.crop(box)) for name, picture in pictures.items()}
 
-    def _black(self) -> dict[str, np.ndarray]:
+    def _black(self) -> dict[str, Any]:
         size = (self.image_size, self.image_size)
-        return {name: np.asarray(Image.new(_PICTURES[name][0], size)) for name in self.pictures}
-
-
-class _UnreadableError(UserError):
-    """A record of a file cannot be read."""
-
-
-def _unreadable(file: str) -> str:
-    return f"{file} is cut off, damaged or missing: copy it anew, or prepare the dataset again"
+        black = {name: Image.new(_PICTURES[name][0], size) for name in self.pictures}
+        return self._crop(black, 0, 0) | {"label": 0}
 
 
 @functools.cache
-def _warn_once(message: str) -> None:
-    log.warning("%s", message)
+def _warn_once(problem: str) -> None:
+    log.warning("skipped: %s", problem)
 
 
-def _fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Puts the next decodable example of the batch, cyclically, where one was skipped."""
-    (decoded,) = np.nonzero(batch["skipped"] == 0)
-    count = len(batch["skipped"])
-    if len(decoded) == count:
-        return batch
-    if not len(decoded):
+def fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Puts the next example of the batch, cyclically, where one has a problem, which is logged.
+
+    Each is named once: a cut-off file would be thousands of times. UserError if none is left.
+    """
+    skipped = batch["problem"] != ""
+    for problem in np.unique(batch["problem"][skipped]):
+        _warn_once(str(problem))
+    (whole,) = np.nonzero(~skipped)
+    count = len(skipped)
+    if not len(whole):
         raise UserError(f"not one image of a batch of {count} can be decoded: see the log")
-    rows = decoded[np.searchsorted(decoded, np.arange(count)) % len(decoded)]
-    return batch | {"image": batch["image"][rows], "label": batch["label"][rows]}
+    rows = whole[np.searchsorted(whole, np.arange(count)) % len(whole)]
+    filled = {name: batch[name][rows] for name in ("image", "label")}
+    return to_model_types(filled | {"skipped": skipped.astype(np.int32)})
 
 
 def to_model_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Runs in the main process: bytes are a quarter of the floats to hand over."""
-    others = {
-        name: value.astype(np.int32) if value.dtype == np.int64 else value
-        for name, value in batch.items()
-    }
-    return others | {"image": pixels.from_uint8(batch["image"])}
+    image, label = pixels.from_uint8(batch["image"]), batch["label"].astype(np.int32)
+    return batch | {"image": image, "label": label}

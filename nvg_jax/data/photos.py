@@ -16,13 +16,7 @@ _SEEDS = {"train": 0, "test": 1}  # Of the crops' sizes and places.
 
 
 def crop_boxes(split: str, width: int, height: int) -> list[list[tuple[int, int, int, int]]]:
-    """For each crop of a split the box (left, upper, right, lower) in every photograph.
-
-    Args:
-      split: 'train' or 'test'.
-      width: of the photographs, in pixels.
-      height: of the photographs, in pixels.
-    """
+    """For each crop of a split the box (left, upper, right, lower) in every photograph."""
     border = round(_TRAIN_WIDTH * width)
     first, end = (0, border) if split == "train" else (border, width)
     rng = np.random.default_rng(_SEEDS[split])

@@ -20,7 +20,8 @@ import functools
 import itertools
 import math
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
 import numpy as np
@@ -28,8 +29,8 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 
 from nvg_jax.data import digits, photos, shapes  # noqa: F401  Importing registers them with TFDS.
-from nvg_jax.data.examples import Examples, to_model_types
-from nvg_jax.data.stream import read_ahead, training_stream
+from nvg_jax.data.examples import Examples, fill_skipped, to_model_types
+from nvg_jax.data.stream import Batches, Order, training_stream
 from nvg_jax.errors import UserError
 
 # For what is only planned with a dataset that is somewhere else.
@@ -37,11 +38,7 @@ _PUBLISHED_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
 def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """TFDS builder of a dataset, prepared or not. `data_dir` '' stands for TFDS's default.
-
-    Raises:
-      UserError: TFDS knows no such dataset, config or version.
-    """
+    """TFDS builder of a dataset, prepared or not; UserError if TFDS knows no such dataset."""
     try:
         return tfds.builder(dataset, data_dir=data_dir or None)
     except tfds.core.DatasetNotFoundError:
@@ -53,12 +50,11 @@ def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
 
 
 def num_examples(config: ConfigDict, split: str) -> int:
-    """Number of examples of a split such as 'train' or 'train[:90%]' of the prepared dataset.
+    """Number of examples of a split such as 'train' or 'train[:90%]'.
 
-    Raises:
-      UserError: no such dataset or split, or the dataset is not prepared.
+    UserError: no such dataset or split, or the dataset is not prepared.
     """
-    return _num_examples(_prepared_builder(config), split)
+    return _prepared(config, split)[1].num_examples
 
 
 def published_num_examples(config: ConfigDict, split: str) -> int | None:
@@ -68,68 +64,43 @@ def published_num_examples(config: ConfigDict, split: str) -> int | None:
     return _PUBLISHED_SIZES.get(config.dataset.partition(":")[0], {}).get(split)
 
 
-def train_iterator(
-    config: ConfigDict,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator:
-    """Endless training batches of this process, resized and cropped at random.
+def train_iterator(config: ConfigDict, order: Order) -> Batches:
+    """Training batches of this process, resized and cropped at random, as a `training_stream`.
 
-    Their order, their state and the arguments are those of `stream.training_stream`. An image that
-    cannot be decoded is named in the log, and another one of its batch stands in its place. So it
-    is where records of a file cannot be read, as it is cut off or damaged; the file is named once.
+    They are {'image': float32 [B, height, width, 3] in [-1, 1], 'label': int32 [B], 'skipped':
+    int32 [B]}. An image that cannot be decoded, or whose file is cut off or damaged, is named in
+    the log; another one of its batch stands in its place, and its `skipped` is 1.
 
-    Returns:
-      Iterator over {'image': float32 [B, height, width, 3] in [-1, 1], 'label': int32 [B],
-      'skipped': int32 [B], 1 where an undecodable image was passed over}.
-
-    Raises:
-      UserError: no such dataset or split, the dataset is not prepared, or the split is smaller
-        than one batch of all processes; while iterating, not one image of a batch is decodable.
+    UserError: what `evaluation_batches` raises at once, or the split is smaller than one batch of
+    all processes; while iterating, not one image of a batch is decodable.
     """
     examples = _open(config, config.train_split)
-    return training_stream(
-        f"split {config.train_split!r} of {config.dataset}",
-        len(examples),
-        examples.training_example,
-        examples.finish,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-        num_workers=config.num_workers,
-    )
+    name = f"split {config.train_split!r} of {config.dataset}"
+    example = examples.training_example
+    return training_stream(name, len(examples), example, fill_skipped, order, config.num_workers)
 
 
-def crop_batches(
-    config: ConfigDict, split: str, starts: Sequence[int], *, batch_size: int, seed: int
-) -> grain.DatasetIterator:
+def crop_batches(config: ConfigDict, split: str, starts: Sequence[int], order: Order) -> Batches:
     """Random training crops by number, for whoever needs the very same ones again.
 
     Crop n is the (n // N)-th of image n % N, of the N images of the split; it depends on the seed
-    and n alone. Batch i holds the `batch_size` crops from number `starts[i]` on; batches, errors
-    and `close` are as in `train_iterator`.
+    and n alone. Batch i holds the `batch_size` crops from number `starts[i]` on.
     """
     examples = _open(config, split)
-    crop = functools.partial(examples.numbered_crop, starts, batch_size, seed)
-    crops = grain.MapDataset.range(len(starts) * batch_size).map(crop)
-    return iter(read_ahead(crops.batch(batch_size), config.num_workers).map(examples.finish))
+    crop = functools.partial(examples.numbered_crop, starts, order)
+    crops = grain.MapDataset.range(len(starts) * order.batch_size).map(crop)
+    batches = crops.batch(order.batch_size)
+    return Batches(lambda position: batches[position:], fill_skipped, config.num_workers)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationBatches:
     """Batches of one process; can be iterated any number of times.
 
-    Attributes:
-      batches: as `evaluation_batches` describes them.
-      num_batches: number of them, also `len`.
-      num_examples: examples of the split, for all processes together.
+    num_examples: of the split, for all processes together.
     """
 
-    batches: grain.IterDataset
+    begin: Callable[[], Batches]
     num_batches: int
     num_examples: int
 
@@ -137,11 +108,11 @@ class EvaluationBatches:
         return self.num_batches
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        iterator = iter(self.batches)
+        batches = self.begin()
         try:
-            yield from iterator
+            yield from batches
         finally:
-            iterator.close()
+            batches.close()
 
 
 def evaluation_batches(
@@ -156,38 +127,55 @@ def evaluation_batches(
     """All examples of a split once, in the order of the files, with the center crop.
 
     Every process gets the same number of batches of `batch_size`; the processes' batches laid side
-    by side, one after the other, are in the order of the files. Rows past the end are black.
+    by side, one after the other, are in the order of the files. They are {'image': float32
+    [B, height, width, 3] in [-1, 1], 'label': int32 [B], 'mask': bool [B]}; rows past the end are
+    black, and their `mask` is False. With `masks` there is also 'segmentation_mask', uint8
+    [B, height, width], whose pixels stay with those of the image.
 
-    Returns:
-      Iterable of {'image': float32 [B, height, width, 3] in [-1, 1], 'label': int32 [B],
-      'mask': bool [B], False in rows past the end of the split}, with `masks` also
-      'segmentation_mask': uint8 [B, height, width], whose pixels stay with those of the image.
-
-    Raises:
-      UserError: no such dataset or split, the dataset is not prepared, or it has no masks; while
-        iterating, an image cannot be decoded or a file not be read.
+    UserError: no such dataset or split, the dataset is not prepared, is no set of labelled images
+    or has no masks; while iterating, an image cannot be decoded or a file not be read.
     """
-    examples = _open(config, split, masks=masks)
+    examples = _open(config, split, masks)
     num_batches = math.ceil(len(examples) / (batch_size * process_count))
     images = grain.MapDataset.range(num_batches * batch_size * process_count)
     batches = images.map(examples.evaluation_example).batch(batch_size)
-    share = read_ahead(batches[process_index::process_count], config.num_workers)
-    return EvaluationBatches(share.map(to_model_types), num_batches, len(examples))
+    share = batches[process_index::process_count]
+    begin = functools.partial(
+        Batches, lambda position: share[position:], to_model_types, config.num_workers
+    )
+    return EvaluationBatches(begin, num_batches, len(examples))
+
+
+def _prepared(config: ConfigDict, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
+    """The builder of a prepared dataset, and TFDS's info of the split."""
+    builder = load_builder(config.dataset, config.data_dir)
+    if not builder.data_path.exists():
+        command = ["python", "-m", "nvg_jax.data.prepare", config.dataset]
+        if config.data_dir:
+            command.append(f"--data_dir={config.data_dir}")
+        raise UserError(f"dataset {config.dataset} is not prepared: run `{shlex.join(command)}`")
+    splits = builder.info.splits
+    try:
+        return builder, splits[split]
+    except (ValueError, KeyError) as error:
+        raise UserError(
+            f"unknown split {split!r} of {builder.info.full_name}: there are {', '.join(splits)} "
+            "and slices of them, such as 'train[:90%]'"
+        ) from error
 
 
 def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:
-    builder = _prepared_builder(config)
-    if not _num_examples(builder, split):
+    builder, info = _prepared(config, split)
+    if not info.num_examples:
         raise UserError(f"split {split!r} of {config.dataset} is empty")
     features = dict(builder.info.features.items())
     _check_features(config, features, masks)
     shorter_side = round(config.resize_ratio * config.image_size)
     if shorter_side < config.image_size:
         raise UserError(f"config.data.resize_ratio is {config.resize_ratio}: it must be at least 1")
+    raw = tfds.decode.DeserializeMethod.RAW_BYTES
     try:
-        source = builder.as_data_source(
-            split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
-        )
+        records = builder.as_data_source(split, deserialize_method=raw).data_source
     except NotImplementedError as error:
         raise UserError(
             f"dataset {config.dataset} in {builder.data_dir} is not in ArrayRecord files: "
@@ -195,11 +183,10 @@ def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:
         ) from error
     # Other features, such as boxes, would be decoded for nothing.
     names = ["image", "label", "file_name"] + ["segmentation_mask"] * masks
-    files = builder.info.splits[split].file_instructions
     return Examples(
-        source.data_source,
-        tuple(str(file.filename) for file in files),
-        tuple(itertools.accumulate(file.take for file in files)),
+        records,
+        tuple(str(file.filename) for file in info.file_instructions),
+        tuple(itertools.accumulate(file.take for file in info.file_instructions)),
         tfds.features.FeaturesDict({name: features[name] for name in names if name in features}),
         split,
         config.image_size,
@@ -231,24 +218,3 @@ def _check_features(config: ConfigDict, features: dict, masks: bool) -> None:
             f"dataset {config.dataset} has no masks: it needs the feature 'segmentation_mask' "
             f"(uint8, one channel) and has {', '.join(features)}"
         )
-
-
-def _prepared_builder(config: ConfigDict) -> tfds.core.DatasetBuilder:
-    builder = load_builder(config.dataset, config.data_dir)
-    if not builder.data_path.exists():
-        command = ["python", "-m", "nvg_jax.data.prepare", config.dataset]
-        if config.data_dir:
-            command.append(f"--data_dir={config.data_dir}")
-        raise UserError(f"dataset {config.dataset} is not prepared: run `{shlex.join(command)}`")
-    return builder
-
-
-def _num_examples(builder: tfds.core.DatasetBuilder, split: str) -> int:
-    splits = builder.info.splits
-    try:
-        return splits[split].num_examples
-    except (ValueError, KeyError) as error:
-        raise UserError(
-            f"unknown split {split!r} of {builder.info.full_name}: there are {', '.join(splits)} "
-            "and slices of them, such as 'train[:90%]'"
-        ) from error

@@ -18,23 +18,14 @@ _FILE_FORMAT = "array_record"
 
 # What TFDS raises for archives that the user has to place by hand, for failed downloads, a full
 # or read-only disk, and packages that a dataset needs in addition.
-_PREPARATION_ERRORS = (
-    AssertionError,
-    ImportError,
-    OSError,
-    ValueError,
-    tfds.download.DownloadError,
-)
+_ERRORS = (AssertionError, ImportError, OSError, ValueError, tfds.download.DownloadError)
 
 
 def prepare(dataset: str, data_dir: str = "") -> str:
     """Writes a dataset, if that is not done already, and says in a line where it is.
 
-    `data_dir` is the folder of all datasets; '' for TFDS's default.
-
-    Raises:
-      UserError: no such dataset, it stands there in another file format, or TFDS cannot prepare
-        it (the message holds TFDS's instructions).
+    `data_dir` is the folder of all datasets; '' for TFDS's default. UserError: no such dataset, it
+    stands there in another file format, or TFDS cannot prepare it (with TFDS's instructions).
     """
     builder = load_builder(dataset, data_dir)
     if builder.data_path.exists():
@@ -49,30 +40,22 @@ def prepare(dataset: str, data_dir: str = "") -> str:
         tfds.disable_progress_bar()
     try:
         builder.download_and_prepare(file_format=_FILE_FORMAT)
-    except _PREPARATION_ERRORS as error:
+    except _ERRORS as error:
         raise UserError(f"cannot prepare {dataset}: {' '.join(str(error).split())}") from error
     return f"{dataset} is prepared in {builder.data_dir}"
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m nvg_jax.data.prepare",
-        description="Write a TFDS image dataset to the ArrayRecord files that training reads.",
-    )
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser("python -m nvg_jax.data.prepare", description=__doc__)
     parser.add_argument("dataset", help="TFDS name, for instance digits or imagenet2012")
-    parser.add_argument(
-        "--data_dir",
-        default="",
-        help="folder of all datasets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)",
-    )
+    where = "folder of all datasets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)"
+    parser.add_argument("--data_dir", default="", help=where)
     options = parser.parse_args(arguments)
     try:
         print(prepare(options.dataset, options.data_dir))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

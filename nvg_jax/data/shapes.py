@@ -67,10 +67,6 @@ def segment(
     A pixel belongs to it if, its grey part taken away, it is closest to the hue of that colour
     among those of the palette, and at least half as colourful: at the object's edge, where it
     blends into the grey background, that is half of the pixel covered.
-
-    Args:
-      images: scenes of any size.
-      labels: their classes, in [0, 16).
     """
     palette = np.array(list(PALETTE.values()), np.float32)
     palette -= palette.mean(-1, keepdims=True)

@@ -1,6 +1,5 @@
 """Endless shuffled training batches from anything with random access, and reading ahead."""
 
-import collections
 import logging
 import multiprocessing
 import os
@@ -9,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -29,97 +28,83 @@ _MAX_RESTARTS, _RESTARTS_WITHIN = 3, 600
 _DEATH = re.compile(r"Worker process was terminated unexpectedly with (exit code -?\d+)")
 
 
+class Order(NamedTuple):
+    """Which examples a process gets, and when.
+
+    batch_size: of this process, one of `process_count` that read equal parts of global batches.
+    seed: in [0, 2^32).
+    """
+
+    batch_size: int
+    seed: int
+    process_index: int = 0
+    process_count: int = 1
+
+
 def training_stream(
     name: str,
     num_examples: int,
     example: Callable[[int, np.random.Generator], dict[str, Any]],
     finish: Callable[[Batch], Batch],
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int,
-    process_count: int,
+    order: Order,
     num_workers: int = 0,
-) -> grain.DatasetIterator:
+) -> "Batches":
     """Endless batches in which every example comes once an epoch, each epoch in another order.
 
     A batch may reach into the next epoch, so nothing is dropped. An example's place in the stream
     of all processes and its random numbers depend on the seed alone. Process i of n reads the i-th
     of n equal parts of each global batch, so that a global batch holds the same examples in the
-    same rows whoever reads it. `get_state` gives a JSON dict, the same on every process;
-    `set_state` goes on from it exactly, also with another number of workers or processes. `close`
-    ends the worker processes.
+    same rows whoever reads it.
 
-    Args:
-      name: of what is read, for messages.
-      num_examples: how many there are.
-      example: an example by its index and its random numbers, in a worker.
-      finish: is applied to every batch, in the main process.
-      batch_size: examples per batch of this process.
-      seed: in [0, 2^32).
-      process_index: this process, of `process_count` that each read their share.
-      process_count: number of processes.
-      num_workers: as for `read_ahead`.
-
-    Raises:
-      UserError: there are fewer examples than one batch of all processes needs.
+    `name` is for messages; `example` gives an example by its index and its random numbers;
+    `finish` and `num_workers` are those of `Batches`. UserError: there are fewer examples than one
+    batch of all processes needs.
     """
-    global_batch_size = batch_size * process_count
+    global_batch_size = order.batch_size * order.process_count
     if num_examples < global_batch_size:
         raise UserError(
             f"{name} has {num_examples} examples, "
             f"fewer than one batch of {global_batch_size}: lower the batch size"
         )
-    examples = grain.MapDataset.range(num_examples).seed(seed).shuffle().repeat()
+    examples = grain.MapDataset.range(num_examples).seed(order.seed).shuffle().repeat()
     examples = examples.random_map(example)
 
     def batches_from(position: int) -> grain.MapDataset:
-        batches = examples[position:].batch(batch_size, drop_remainder=True)
-        return batches[process_index::process_count]
+        batches = examples[position:].batch(order.batch_size, drop_remainder=True)
+        return batches[order.process_index :: order.process_count]
 
-    return iter(_Batches(batches_from, global_batch_size, num_workers).map(finish))
-
-
-def read_ahead(batches: grain.MapDataset, num_workers: int) -> grain.IterDataset:
-    """Makes a few batches ahead, in a thread of this process or in worker processes.
-
-    A worker that dies, for want of memory perhaps, is named in a warning; all are started again at
-    the batch that is due. Once they have died too often the iterator raises UserError.
-    """
-    return _Batches(lambda position: batches[position:], 1, num_workers)
+    return Batches(batches_from, finish, num_workers, global_batch_size)
 
 
-class _Batches(grain.IterDataset):
-    """Batches that are made ahead, from any position on.
+class Batches(grain.DatasetIterator):
+    """Batches that are made ahead, in a thread of this process or in worker processes.
+
+    `get_state` gives a JSON dict, the same on every process: the position of the next batch, which
+    is `stride` further each time. `set_state` goes on from it exactly, also with another number of
+    workers or processes. `close` ends the worker processes. A worker that dies, for want of memory
+    perhaps, is named in a warning; all are started again at the batch that is due. Once they have
+    died too often it raises UserError.
 
     Grain's own iterators, which do not start workers again, hold the states of all their workers,
     so that a run could not be continued with another number of them. And its ElasticIterator gives
     a row of the global batch to another process when there are more of them.
+
+    batches_from: the batches from a position on. finish: is applied to each, in the main process.
     """
 
     def __init__(
-        self, batches_from: Callable[[int], grain.MapDataset], stride: int, num_workers: int
+        self,
+        batches_from: Callable[[int], grain.MapDataset],
+        finish: Callable[[Batch], Batch],
+        num_workers: int,
+        stride: int = 1,
     ) -> None:
         super().__init__()
-        self._arguments = (batches_from, stride, num_workers)
-
-    def __iter__(self) -> grain.DatasetIterator:
-        return _BatchesIterator(*self._arguments)
-
-
-class _BatchesIterator(grain.DatasetIterator):
-    """Its state is the position of the next batch, which is `stride` further each time."""
-
-    def __init__(
-        self, batches_from: Callable[[int], grain.MapDataset], stride: int, num_workers: int
-    ) -> None:
-        super().__init__()
-        self._batches_from = batches_from
-        self._stride = stride
-        self._num_workers = num_workers
+        self._batches_from, self._finish = batches_from, finish
+        self._num_workers, self._stride = num_workers, stride
         self._position = 0
         self._ahead: grain.DatasetIterator | None = None
-        self._deaths: collections.deque[float] = collections.deque(maxlen=_MAX_RESTARTS + 1)
+        self._deaths: list[float] = []
 
     def __next__(self) -> Batch:
         while True:
@@ -129,13 +114,12 @@ class _BatchesIterator(grain.DatasetIterator):
             try:
                 batch = next(self._ahead)
             except RuntimeError as error:
-                death = _DEATH.match(str(error))
-                if not death:
+                if not (death := _DEATH.match(str(error))):
                     raise
                 self._mourn(death[1])
             else:
                 self._position += self._stride
-                return batch
+                return self._finish(batch)
 
     def get_state(self) -> dict[str, int]:
         return {"position": self._position}
@@ -151,15 +135,14 @@ class _BatchesIterator(grain.DatasetIterator):
 
     def _mourn(self, exit_code: str) -> None:
         self.close()
-        self._deaths.append(time.monotonic())
+        now = time.monotonic()
+        self._deaths = [*(then for then in self._deaths if now - then < _RESTARTS_WITHIN), now]
         if len(self._deaths) > _MAX_RESTARTS:
-            seconds = self._deaths[-1] - self._deaths[0]
-            if seconds < _RESTARTS_WITHIN:
-                raise UserError(
-                    f"data workers have died {len(self._deaths)} times within {seconds:.0f} s, the "
-                    f"last with {exit_code}: there may be too little memory for them; lower "
-                    "config.data.num_workers"
-                )
+            often = f"{len(self._deaths)} times within {now - self._deaths[0]:.0f} s"
+            raise UserError(
+                f"data workers have died {often}, the last with {exit_code}: there may be too "
+                "little memory for them; lower config.data.num_workers"
+            )
         log.warning("a data worker has died (%s): all are started again where it was", exit_code)
 
 

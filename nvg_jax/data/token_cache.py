@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -26,8 +25,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from ml_collections import ConfigDict
 
-from nvg_jax.data.stream import training_stream
-from nvg_jax.data.token_records import FORMAT_VERSION, Meta, data_fields, decode
+from nvg_jax.data.stream import Batches, Order, training_stream
+from nvg_jax.data.token_records import Meta, data_fields, decode
 from nvg_jax.errors import UserError
 
 _ANOTHER = "choose another --config.token_cache.directory"
@@ -41,17 +40,14 @@ def fingerprint(variables: Any, *words: str) -> str:
     checksum = 0
     for parameter in jax.tree.leaves(variables["params"]):
         checksum = zlib.crc32(np.asarray(parameter).tobytes(), checksum)
-    for word in words:
-        checksum = zlib.crc32(word.encode(), checksum)
-    return f"{checksum:08x}"
+    return f"{zlib.crc32(''.join(words).encode(), checksum):08x}"
 
 
 def begin(directory: epath.PathLike, meta: Meta) -> None:
     """Makes a directory the cache that `meta` describes, unless it already is.
 
-    Raises:
-      UserError: it holds a cache of something else, or one without its `meta.json`, or it cannot
-        be written.
+    UserError: it holds a cache of something else, or one without its `meta.json`, or it cannot be
+    written.
     """
     if "://" in os.fspath(directory):
         raise UserError(f"{directory} is no folder of a file system: {_ANOTHER} that is one")
@@ -80,11 +76,15 @@ def missing_shards(directory: epath.PathLike, meta: Meta) -> dict[str, range]:
     return {name: numbers for name, numbers in meta.shards.items() if name not in written}
 
 
-def is_complete(directory: epath.PathLike) -> bool:
-    """Whether there is a cache that lacks nothing. UserError if its `meta.json` is damaged."""
-    directory = epath.Path(directory)
-    exists = (directory / "meta.json").exists()
-    return exists and not missing_shards(directory, _read_meta(directory))
+def num_images(directory: epath.PathLike) -> int | None:
+    """The images of a cache, which are the examples of an epoch; None if it lacks anything.
+
+    UserError if its `meta.json` is damaged.
+    """
+    if not (epath.Path(directory) / "meta.json").exists():
+        return None
+    meta = _read_meta(epath.Path(directory))
+    return None if missing_shards(directory, meta) else meta.num_images
 
 
 @contextlib.contextmanager
@@ -114,47 +114,25 @@ def shard_writer(path: epath.PathLike) -> Iterator[ArrayRecordWriter]:
             ) from error
 
 
-def num_images(directory: epath.PathLike) -> int:
-    """How many images a cache holds: the examples of an epoch. UserError if there is no cache."""
-    return _read_meta(epath.Path(directory)).num_images
-
-
 def train_iterator(
-    directory: epath.PathLike,
-    config: ConfigDict,
-    architecture: str,
-    fingerprint: str,
-    *,
-    batch_size: int,
-    seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> grain.DatasetIterator:
-    """Endless training batches of this process, whose order is that of `stream.training_stream`.
+    directory: epath.PathLike, config: ConfigDict, architecture: str, fingerprint: str, order: Order
+) -> Batches:
+    """Training batches of this process, as a `training_stream` of {'structure': int32 [B, L],
+    'tokens': int32 [B, 2L-1], 'label': int32 [B], 'skipped': int32 [B], zeros}.
 
     An epoch holds every image once, with one of its crops drawn at random. With the same seed the
-    images come in the order in which `pipeline.train_iterator` gives them.
+    images come in the order in which `pipeline.train_iterator` gives them. The dataset that
+    `config`, which is `config.data`, names need not be there; `architecture` and `fingerprint`,
+    with its precision, are the tokenizer's.
 
-    Args:
-      directory: of the cache.
-      config: `config.data`; the dataset itself need not be there.
-      architecture: the tokenizer's.
-      fingerprint: the tokenizer's, with its precision.
-      batch_size, seed, process_index, process_count: as in `stream.training_stream`.
-
-    Returns:
-      Iterator over {'structure': int32 [B, L], 'tokens': int32 [B, 2L-1], 'label': int32 [B],
-      'skipped': int32 [B], zeros}.
-
-    Raises:
-      UserError: there is no cache, or it is of other data or another tokenizer, incomplete or
-        smaller than one batch of all processes; while iterating, a record is damaged.
+    UserError: there is no cache, or it is of other data or another tokenizer, incomplete or smaller
+    than one batch of all processes; while iterating, a record is damaged.
     """
     directory = epath.Path(directory)
     wanted = data_fields(config) | {"architecture": architecture, "fingerprint": fingerprint}
     meta = _read_meta(directory)
     _refuse_other(directory, meta, wanted)
-    names = list(meta.shards)
+    paths = [directory / name for name in meta.shards]
     records = _open(directory, meta)
 
     def example(image: int, rng: np.random.Generator) -> dict:
@@ -162,34 +140,23 @@ def train_iterator(
         try:
             return decode(meta, records[number])
         except (RuntimeError, ValueError) as error:
-            raise _damaged(directory / names[number // meta.shard_size]) from error
+            raise _damaged(paths[number // meta.shard_size]) from error
 
-    return training_stream(
-        f"the token cache {directory}",
-        meta.num_images,
-        example,
-        _to_model_types,
-        batch_size=batch_size,
-        seed=seed,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    name = f"the token cache {directory}"
+    return training_stream(name, meta.num_images, example, _to_model_types, order)
 
 
 def _read_meta(directory: epath.Path) -> Meta:
     path = directory / "meta.json"
     try:
-        meta = Meta(**json.loads(path.read_text()))
+        return Meta(**json.loads(path.read_text()))
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no token cache in {directory}: make one with --job=tokenize") from None
-    except (ValueError, TypeError):
-        meta = None
-    if meta is None or meta.format_version != FORMAT_VERSION:
+    except (ValueError, TypeError) as error:
         raise UserError(
             f"{path} is damaged or of another version: remove {directory} and run --job=tokenize "
             "again"
-        )
-    return meta
+        ) from error
 
 
 def _refuse_other(directory: epath.Path, found: Meta, wanted: dict[str, Any]) -> None:
@@ -216,10 +183,10 @@ def _open(directory: epath.Path, meta: Meta) -> ArrayRecordDataSource:
         )
     for name, numbers in meta.shards.items():
         try:
-            count = len(ArrayRecordDataSource(os.fspath(directory / name)))
-        except RuntimeError as error:
-            raise _damaged(directory / name) from error
-        if count != len(numbers):
+            is_whole = len(ArrayRecordDataSource(os.fspath(directory / name))) == len(numbers)
+        except RuntimeError:
+            is_whole = False
+        if not is_whole:
             raise _damaged(directory / name)
     return ArrayRecordDataSource([os.fspath(directory / name) for name in meta.shards])
 

@@ -7,14 +7,11 @@ endian: 1,280 bytes for 256 positions, 4,096 codes and 1,000 classes.
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
-
-FORMAT_VERSION = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Meta:
     dataset, split, image_size, resize_ratio, num_classes: as in `config.data`.
     architecture, fingerprint: of the tokenizer, which has `num_positions` and `vocab_size`.
     num_crops: of each of `num_images`, drawn with `seed`.
-    shard_size: records per file.
+    shard_size: records per file. Raises ValueError for another version than this one.
     """
 
     dataset: str
@@ -40,7 +37,11 @@ class Meta:
     num_crops: int
     seed: int
     shard_size: int
-    format_version: int = FORMAT_VERSION
+    format_version: int = 1
+
+    def __post_init__(self) -> None:
+        if self.format_version != 1:
+            raise ValueError(f"format version {self.format_version}")
 
     @property
     def num_records(self) -> int:
@@ -49,13 +50,10 @@ class Meta:
     @property
     def shards(self) -> dict[str, range]:
         """The numbers of the records in each file, by its name."""
-        count = math.ceil(self.num_records / self.shard_size)
-        return {
-            f"tokens-{index:05}-of-{count:05}.array_record": range(self.num_records)[
-                index * self.shard_size : (index + 1) * self.shard_size
-            ]
-            for index in range(count)
-        }
+        numbers, size = range(self.num_records), self.shard_size
+        shards = [numbers[start : start + size] for start in numbers[::size]]
+        name = f"tokens-{{:05}}-of-{len(shards):05}.array_record"
+        return {name.format(index): shard for index, shard in enumerate(shards)}
 
     @functools.cached_property
     def record_type(self) -> np.dtype:
@@ -64,14 +62,9 @@ class Meta:
         def smallest(count: int) -> np.dtype:
             return np.min_scalar_type(count - 1).newbyteorder("<")
 
-        length = self.num_positions
-        return np.dtype(
-            [
-                ("label", smallest(self.num_classes)),
-                ("structure", smallest(length), length),
-                ("tokens", smallest(self.vocab_size), 2 * length - 1),
-            ]
-        )
+        length, label = self.num_positions, ("label", smallest(self.num_classes))
+        structure = ("structure", smallest(length), length)
+        return np.dtype([label, structure, ("tokens", smallest(self.vocab_size), 2 * length - 1)])
 
 
 def data_fields(config: ConfigDict) -> dict[str, Any]:

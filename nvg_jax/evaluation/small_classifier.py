@@ -22,6 +22,7 @@ from tqdm import trange
 
 from nvg_jax import checkpoint, keys, sharding
 from nvg_jax.data import pipeline
+from nvg_jax.data.stream import Order
 from nvg_jax.frozen.inception import ImageFeatures
 from nvg_jax.frozen.weights import Frozen
 
@@ -114,7 +115,7 @@ def train(data: ConfigDict, settings: ConfigDict, seed: int) -> Frozen:
         return optax.apply_updates(variables, updates), moments
 
     order = keys.integer(seed, "classifier", "images")
-    batches = pipeline.train_iterator(data, batch_size=settings.batch_size, seed=order)
+    batches = pipeline.train_iterator(data, Order(settings.batch_size, order))
     with contextlib.closing(batches):
         for _ in trange(num_steps, desc="classifier", unit="step", disable=None):
             batch = next(batches)

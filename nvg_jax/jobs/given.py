@@ -9,7 +9,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from nvg_jax import control, granularity, pixels, sharding
+from nvg_jax import control, pixels, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import streams
@@ -25,22 +25,27 @@ log = logging.getLogger(__name__)
 def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables: Variables) -> Given | None:
     """What `config.control` gives of every sample, as one sequence; None if it gives nothing.
 
-    Raises:
-      UserError: a map and a reference together, content without a reference, or what
-        `control.structure_from_map` and `reference_image` raise.
+    UserError: a map and a reference together, content without a reference, more stages than there
+    are, or what `control.structure_from_map` and `reference_image` raise.
     """
     wanted = config.control
     if wanted.structure and wanted.reference:
         raise UserError("config.control.structure and config.control.reference exclude each other")
     if wanted.content and not wanted.reference:
         raise UserError("config.control.content needs a reference: set config.control.reference")
-    if wanted.reference:
-        sequence = reference_sequence(config, tokenizer, variables)
-        stages = _checked_stages(wanted.stages, sequence) or _num_stages(sequence)
-        return Given(sequence, stages, stages if wanted.content else 0)
     if wanted.structure:
         return _given_map(config, tokenizer)
-    return None
+    if not wanted.reference:
+        return None
+    sequence = reference_sequence(config, tokenizer, variables)
+    count = tokenizer.last_stage + 1
+    if not 0 <= wanted.stages <= count:
+        raise UserError(
+            f"config.control.stages={wanted.stages}: choose 1 to {count} stages of the "
+            "reference, or 0 for all"
+        )
+    stages = wanted.stages or count
+    return Given(sequence, stages, stages if wanted.content else 0)
 
 
 def reference_sequence(
@@ -58,10 +63,7 @@ def reference_image(config: ConfigDict) -> Float[np.ndarray, "height width 3"]:
     """The image in [-1, 1] that `config.control.reference` names.
 
     An image file, of which the largest square in the middle is taken; or an example of the dataset
-    as 'split:index'.
-
-    Raises:
-      UserError: there is no such file or example, or it is no image.
+    as 'split:index'. UserError: there is no such file or example, or it is no image.
     """
     name, size = config.control.reference, config.data.image_size
     split, _, index = name.partition(":")
@@ -84,24 +86,9 @@ def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
         levels = control.read_map(text, size, tokenizer.grid)
     stages = config.control.stages or control.stages_for(levels)
     structure = control.structure_from_map(levels, tokenizer.grid, stages, config.control.strict)
-    shares = np.bincount(levels.ravel()) / levels.size
+    shares = ", ".join(f"{share:.0%}" for share in np.bincount(levels.ravel()) / levels.size)
     log.info(
-        "%s gives the structure of the first %d stages; its levels cover %s of the picture",
-        text,
-        stages,
-        ", ".join(f"{share:.0%}" for share in shares),
+        f"{text} gives the structure of the first {stages} stages; its levels cover {shares} of "
+        "the picture"
     )
     return given_structure(structure[None], stages)
-
-
-def _num_stages(sequence: GranularitySequence) -> int:
-    return granularity.last_stage(sequence.structure.shape[-1]) + 1
-
-
-def _checked_stages(stages: int, sequence: GranularitySequence) -> int:
-    if not 0 <= stages <= _num_stages(sequence):
-        raise UserError(
-            f"config.control.stages={stages}: choose 1 to {_num_stages(sequence)} stages of the "
-            "reference, or 0 for all"
-        )
-    return stages

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 from etils import epath
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from nvg_jax import keys, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
+from nvg_jax.data.stream import Batch, Order
 from nvg_jax.errors import Preempted, UserError
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.model import load_tokenizer
@@ -25,7 +25,7 @@ from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 
 log = logging.getLogger(__name__)
-Batch = dict[str, np.ndarray]
+Sequences = Iterator[tuple[Batch, GranularitySequence]]
 
 
 def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> None:
@@ -37,12 +37,9 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     Every process makes files of its own with its own devices, `config.token_cache.batch_size` crops
     at a time, so that nobody waits for anybody and a file does not depend on who makes it.
 
-    stop: whether to leave between two batches.
-
-    Raises:
-      Preempted: asked to stop.
-      UserError: the directory holds another cache, the numbers in `config.token_cache` make no
-        sense, or there is no tokenizer or no dataset.
+    stop: whether to leave between two batches, with `Preempted`. UserError: the directory holds
+    another cache, the numbers in `config.token_cache` make no sense, or there is no tokenizer or no
+    dataset.
     """
     settings = config.token_cache
     for name in ("num_crops", "batch_size", "shard_size"):
@@ -52,7 +49,7 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     sharding.process_batch_size(settings.batch_size, mesh, "config.token_cache.batch_size")
     tokenizer = build_tokenizer(config)
     variables = sharding.on_host(load_tokenizer(config, workdir, tokenizer))
-    directory = settings.directory or f"{workdir}/token_cache"
+    directory = epath.Path(settings.directory or f"{workdir}/token_cache")
     meta = token_records.Meta(
         **token_records.data_fields(config.data),
         architecture=tokenizer.architecture,
@@ -65,54 +62,38 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
         shard_size=settings.shard_size,
     )
     token_cache.begin(directory, meta)
-    with jax.set_mesh(mesh):
-        _write_shards(config, directory, meta, tokenizer, variables, mesh, stop)
+    share = list(meta.shards)[jax.process_index() :: jax.process_count()]
+    missing = token_cache.missing_shards(directory, meta)
+    missing = {directory / name: missing[name] for name in share if name in missing}
+    if missing:
+        order = Order(settings.batch_size, meta.seed)
+        starts = [start for numbers in missing.values() for start in numbers[:: order.batch_size]]
+        crops = pipeline.crop_batches(config.data, config.data.train_split, starts, order)
+        with jax.set_mesh(mesh), contextlib.closing(crops):
+            sequences = _sequences(tokenizer, variables, crops, mesh)
+            _write(missing, meta, order.batch_size, sequences, stop)
     multihost_utils.sync_global_devices("token cache written")
     if jax.process_index() == 0:
         log.info(
-            "%d sequences of %d images are in %s, %d bytes each: train with "
-            "--config.token_cache.directory=%s",
-            meta.num_records,
-            meta.num_images,
-            directory,
-            meta.record_type.itemsize,
-            directory,
+            f"{meta.num_records} sequences of {meta.num_images} images are in {directory}, "
+            f"{meta.record_type.itemsize} bytes each: train with "
+            f"--config.token_cache.directory={directory}"
         )
 
 
-def _write_shards(
-    config: ConfigDict,
-    directory: str,
+def _write(
+    shards: dict[epath.Path, range],
     meta: token_records.Meta,
-    tokenizer: Tokenizer,
-    variables: Any,
-    mesh: Mesh,
+    size: int,
+    sequences: Sequences,
     stop: Callable[[], bool],
 ) -> None:
-    """Writes those of this process's shards that are missing."""
-    share = list(meta.shards)[jax.process_index() :: jax.process_count()]
-    missing = token_cache.missing_shards(directory, meta)
-    missing = {name: missing[name] for name in share if name in missing}
-    if not missing:
-        return
-    total = sum(len(meta.shards[name]) for name in share)
-    written = total - sum(map(len, missing.values()))
-    size = config.token_cache.batch_size
-    crops = pipeline.crop_batches(
-        config.data,
-        config.data.train_split,
-        [start for numbers in missing.values() for start in numbers[::size]],
-        batch_size=size,
-        seed=meta.seed,
-    )
+    """Writes files of these records, which come in batches of `size` that begin with each file."""
     skipped = 0
-    with (
-        contextlib.closing(crops),
-        tqdm(desc="tokens", unit="image", total=total, initial=written, disable=None) as progress,
-    ):
-        sequences = _sequences(tokenizer, variables, crops, mesh)
-        for name, numbers in missing.items():
-            with token_cache.shard_writer(epath.Path(directory) / name) as writer:
+    total = sum(map(len, shards.values()))
+    with tqdm(desc="tokens", unit="image", total=total, disable=None) as progress:
+        for path, numbers in shards.items():
+            with token_cache.shard_writer(path) as writer:
                 for start in numbers[::size]:
                     # The last batch reaches beyond the shard, for one shape to compile.
                     real = slice(min(size, numbers.stop - start))
@@ -125,7 +106,7 @@ def _write_shards(
                     progress.update(len(records))
                     if stop():
                         raise Preempted(
-                            f"stopped by SIGTERM: what {directory} holds is kept; run the same "
+                            f"stopped by SIGTERM: what {path.parent} holds is kept; run the same "
                             "command again to go on"
                         )
     if skipped:
@@ -133,8 +114,8 @@ def _write_shards(
 
 
 def _sequences(
-    tokenizer: Tokenizer, variables: Any, crops: grain.DatasetIterator, mesh: Mesh
-) -> Iterator[tuple[Batch, GranularitySequence]]:
+    tokenizer: Tokenizer, variables: Any, crops: Iterable[Batch], mesh: Mesh
+) -> Sequences:
     """Each batch with its sequences; the devices are at the next one while the host writes."""
     variables = jax.device_put(variables, sharding.replicated(mesh))
     previous = None

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from nvg_jax import keys, sharding, startup
 from nvg_jax.data import pipeline, token_cache
+from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
 from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
@@ -49,8 +50,8 @@ def train(config: ConfigDict, workdir: str) -> None:
             "REPA needs images, which a token cache does not hold: set "
             "--config.generator.training.repa.weight=0, or leave config.token_cache.directory empty"
         )
-    is_cached = bool(cache) and token_cache.is_complete(cache)
-    num_images = token_cache.num_images(cache) if is_cached else _num_images(config)
+    cached_images = token_cache.num_images(cache) if cache else None
+    num_images = cached_images or _num_images(config)
     schedule = checked_schedule(config, "generator", mesh, num_images)
     # What the samples at the end need is checked before hours of training.
     requested_classes(config, config.sampling.num_samples)
@@ -65,7 +66,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         if cache:
             # No process may begin the cache while another has still to look for it.
             multihost_utils.sync_global_devices("looked for a token cache")
-            if not is_cached:
+            if not cached_images:
                 tokenize(config, workdir, stop)
         task = GeneratorTask(
             generator,
@@ -109,14 +110,11 @@ class _Run:
                 **options,
             )
 
-    def share(self, batch_size: int) -> dict[str, int]:
-        """This process's part of global batches."""
+    def order(self, schedule: loop.Schedule, purpose: str) -> Order:
+        """This process's part of global batches, in an order of the purpose's own."""
         index, count = sharding.process_share(self.mesh)
-        return {
-            "batch_size": batch_size // count,
-            "process_index": index,
-            "process_count": count,
-        }
+        seed = keys.integer(self.config.seed, purpose, "data")
+        return Order(schedule.batch_size // count, seed, index, count)
 
 
 def _train_tokenizer(run: _Run, tokenizer: Tokenizer) -> Variables:
@@ -159,8 +157,7 @@ def checked_schedule(config: ConfigDict, name: str, mesh: Mesh, num_images: int)
 def _images(run: _Run, schedule: loop.Schedule, purpose: str):
     """This process's batches of random training crops, in an order of the purpose's own."""
     with startup.part("data"):
-        seed = keys.integer(run.config.seed, purpose, "data")
-        return pipeline.train_iterator(run.config.data, seed=seed, **run.share(schedule.batch_size))
+        return pipeline.train_iterator(run.config.data, run.order(schedule, purpose))
 
 
 def _cached_data(run: _Run, schedule: loop.Schedule, tokenizer: Tokenizer, variables: Variables):
@@ -170,6 +167,5 @@ def _cached_data(run: _Run, schedule: loop.Schedule, tokenizer: Tokenizer, varia
         run.config.data,
         tokenizer.architecture,
         token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision),
-        seed=keys.integer(run.config.seed, "generator", "data"),
-        **run.share(schedule.batch_size),
+        run.order(schedule, "generator"),
     )

@@ -6,6 +6,9 @@ import itertools
 import numpy as np
 
 from nvg_jax.data import pipeline
+from nvg_jax.data.stream import Order
+
+ORDER = Order(batch_size=4, seed=0)
 
 
 def take(iterator, count=None, state=None):
@@ -16,14 +19,13 @@ def take(iterator, count=None, state=None):
         return list(itertools.islice(iterator, count))
 
 
-def train_batches(config, count, state=None, **options):
-    options = {"batch_size": 4, "seed": 0} | options
-    return take(pipeline.train_iterator(config, **options), count, state)
+def train_batches(config, count, state=None, **changes):
+    return take(pipeline.train_iterator(config, ORDER._replace(**changes)), count, state)
 
 
-def crop_batches(config, starts, **options):
-    options = {"batch_size": 4, "seed": 0} | options
-    return take(pipeline.crop_batches(config, config.train_split, starts, **options))
+def crop_batches(config, starts, **changes):
+    order = ORDER._replace(**changes)
+    return take(pipeline.crop_batches(config, config.train_split, starts, order))
 
 
 def assert_equal(batches, others):

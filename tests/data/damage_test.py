@@ -16,6 +16,12 @@ from tests.data import tiny
 from tests.data.batches import assert_equal, crop_batches, joined, train_batches
 
 
+@pytest.fixture(autouse=True)
+def forget_warnings():
+    """Each problem is named once in a process."""
+    examples._warn_once.cache_clear()
+
+
 def test_undecodable_images_are_skipped_named_and_counted(pixels_config, caplog):
     config = pixels_config(train_split="damaged")
     with caplog.at_level(logging.WARNING):

@@ -14,7 +14,7 @@ WIDTH, HEIGHT = 640, 427
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
     directory = tmp_path_factory.mktemp("photos")
-    assert prepare.main(["photos", f"--data_dir={directory}"]) == 0
+    prepare.prepare("photos", str(directory))
     return directory
 
 

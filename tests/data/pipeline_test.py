@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nvg_jax.data import pipeline
+from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
 from tests.data import tiny
-from tests.data.batches import assert_equal, crop_batches, joined, take, train_batches
+from tests.data.batches import ORDER, assert_equal, crop_batches, joined, take, train_batches
 
 _LAW = settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
 SIZES = pytest.mark.parametrize(
@@ -132,15 +133,6 @@ def test_every_image_once_an_epoch_in_ever_new_order(digits_config):
     assert first != second
 
 
-def test_two_processes_share_an_epoch(digits_config):
-    config = digits_config(image_size=8, resize_ratio=1.0, train_split="train[:1400]")
-    shares = [
-        _rows(train_batches(config, 7, batch_size=100, process_index=index, process_count=2))
-        for index in range(2)
-    ]
-    assert sorted(shares[0] + shares[1]) == sorted(_evaluated_rows(config, "train[:1400]"))
-
-
 def test_batches_depend_on_the_seed_alone(photos_config):
     batches = train_batches(photos_config(), 6, seed=3)
     assert_equal(batches, train_batches(photos_config(), 6, seed=3))
@@ -159,7 +151,7 @@ def test_any_state_continues_on_any_number_of_processes(
     pixels_config, before, batch_size, process_count, seed
 ):
     config = pixels_config()
-    iterator = pipeline.train_iterator(config, batch_size=batch_size * process_count, seed=seed)
+    iterator = pipeline.train_iterator(config, Order(batch_size * process_count, seed))
     for _ in range(before):
         next(iterator)
     state = json.loads(json.dumps(iterator.get_state()))  # As checkpoints keep it.
@@ -181,7 +173,7 @@ def test_any_state_continues_on_any_number_of_processes(
 
 
 def test_set_state_goes_back_in_the_same_iterator(photos_config):
-    iterator = pipeline.train_iterator(photos_config(), batch_size=3, seed=1)
+    iterator = pipeline.train_iterator(photos_config(), Order(batch_size=3, seed=1))
     first = list(itertools.islice(iterator, 2))
     state = iterator.get_state()
     second = list(itertools.islice(iterator, 4))
@@ -210,19 +202,6 @@ def test_evaluation_keeps_the_order_and_pads(pixels_config, process_count, batch
     assert mask[:7].all() and not mask[7:].any()
 
 
-@_LAW
-@given(percent=st.integers(0, 100))
-def test_slices_of_a_split(pixels_config, percent):
-    config = pixels_config()
-    parts = (f"train[:{percent}%]", f"train[{percent}%:]")
-    assert sum(pipeline.num_examples(config, part) for part in parts) == 12
-
-
-def test_slice_is_read_from_its_start(pixels_config):
-    (batch,) = pipeline.evaluation_batches(pixels_config(), "train[5:9]", 4)
-    np.testing.assert_array_equal(batch["label"], np.arange(5, 9))
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -242,13 +221,13 @@ def test_slice_is_read_from_its_start(pixels_config):
 )
 def test_mistakes_in_the_config(pixels_config, changes, message):
     with pytest.raises(UserError, match=message) as error:
-        pipeline.train_iterator(pixels_config(**changes), batch_size=4, seed=0)
+        pipeline.train_iterator(pixels_config(**changes), ORDER)
     assert len(str(error.value).splitlines()) == 1
 
 
 def test_batch_of_all_processes_must_fit_the_split(pixels_config):
     with pytest.raises(UserError, match="has 12 examples, fewer than one batch of 15"):
-        pipeline.train_iterator(pixels_config(), batch_size=5, seed=0, process_count=3)
+        pipeline.train_iterator(pixels_config(), Order(5, seed=0, process_count=3))
 
 
 def test_unprepared_dataset_says_the_command(tmp_path, pixels_config):

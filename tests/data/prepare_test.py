@@ -29,18 +29,20 @@ def test_command_says_where_it_wrote_and_writes_once(tmp_path):
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
 
-def test_archives_to_place_by_hand_are_named_in_one_line(tmp_path, capsys):
-    assert prepare.main(["imagenet2012", f"--data_dir={tmp_path}"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
+def test_archives_to_place_by_hand_are_named_in_one_line(tmp_path):
+    with pytest.raises(SystemExit) as end:
+        prepare.main(["imagenet2012", f"--data_dir={tmp_path}"])
+    (line,) = end.value.code.splitlines()
     assert line.startswith("error: cannot prepare imagenet2012: ")
     assert "ILSVRC2012_img_train.tar" in line
     assert str(tmp_path / "downloads" / "manual") in line
 
 
-def test_unknown_dataset(capsys):
-    assert prepare.main(["no_such_dataset"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == "error: unknown dataset 'no_such_dataset': TFDS has none of that name"
+def test_unknown_dataset():
+    with pytest.raises(
+        SystemExit, match="^error: unknown dataset 'no_such_dataset': TFDS has none"
+    ):
+        prepare.main(["no_such_dataset"])
 
 
 def test_dataset_in_another_file_format(tfrecord_dir):

@@ -12,8 +12,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from nvg_jax.data import pipeline, token_cache, token_records
+from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
-from tests.data.batches import assert_equal, take
+from tests.data.batches import ORDER, assert_equal, take
 
 META = token_records.Meta(
     dataset="digits",
@@ -70,9 +71,17 @@ def cache(tmp_path_factory):
     return _write(tmp_path_factory.mktemp("cache"))
 
 
-def _open(directory, config=None, architecture=META.architecture, **options):
-    options = {"fingerprint": META.fingerprint, "batch_size": 4, "seed": 0} | options
-    return token_cache.train_iterator(directory, config or _config(), architecture, **options)
+def _open(
+    directory,
+    config=None,
+    architecture=META.architecture,
+    fingerprint=META.fingerprint,
+    **changes,
+):
+    order = ORDER._replace(**changes)
+    return token_cache.train_iterator(
+        directory, config or _config(), architecture, fingerprint, order
+    )
 
 
 def _take(directory, count, state=None, **options):
@@ -124,14 +133,15 @@ def test_a_state_continues_exactly_on_any_number_of_processes(cache):
 
 def test_number_of_images(cache, tmp_path):
     assert token_cache.num_images(cache) == 20
+    assert token_cache.num_images(tmp_path) is None
     with pytest.raises(UserError, match="no token cache in .*: make one with --job=tokenize"):
-        token_cache.num_images(tmp_path)
+        _open(tmp_path)
 
 
 def test_same_images_as_the_pipeline_with_this_seed(digits_config, tmp_path):
     config = digits_config(image_size=8, resize_ratio=1.0, train_split="train[:20]")
     meta = dataclasses.replace(META, split="train[:20]")
-    images = take(pipeline.train_iterator(config, batch_size=5, seed=9), 8)
+    images = take(pipeline.train_iterator(config, Order(batch_size=5, seed=9)), 8)
     expected = np.concatenate([batch["label"] for batch in images])
     every = next(iter(pipeline.evaluation_batches(config, config.train_split, 20)))["label"]
     batches = _take(_write(tmp_path, meta), 8, config=_config(meta), batch_size=5, seed=9)
@@ -174,7 +184,7 @@ def test_a_shard_appears_when_it_is_whole(tmp_path):
         writer.write(b"half")
         raise KeyError
     assert list(token_cache.missing_shards(tmp_path, META)) == NAMES
-    assert not token_cache.is_complete(tmp_path)
+    assert token_cache.num_images(tmp_path) is None
     _write_shard(tmp_path, NAMES[1])
     assert list(token_cache.missing_shards(tmp_path, META)) == [NAMES[0], *NAMES[2:]]
     assert not list(tmp_path.glob("*.part"))
@@ -214,7 +224,7 @@ def test_beginning_again_changes_nothing(tmp_path):
     _write(tmp_path)
     before = _times(tmp_path)
     token_cache.begin(tmp_path, META)
-    assert token_cache.is_complete(tmp_path)
+    assert token_cache.num_images(tmp_path) == META.num_images
     assert before == _times(tmp_path)
 
 
@@ -250,9 +260,10 @@ def test_files_without_their_meta_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("content", ["", "[]", '{"dataset": "digits"}', "another version"])
 def test_a_meta_that_cannot_be_read(tmp_path, content):
-    token_cache.begin(tmp_path, dataclasses.replace(META, format_version=2))
-    if content != "another version":
-        (tmp_path / "meta.json").write_text(content)
+    token_cache.begin(tmp_path, META)
+    if content == "another version":
+        content = (tmp_path / "meta.json").read_text().replace('version": 1', 'version": 2')
+    (tmp_path / "meta.json").write_text(content)
     for read in (
         token_cache.num_images,
         lambda path: _take(path, 1),
@@ -267,7 +278,7 @@ def test_places_that_are_no_folder(tmp_path):
         token_cache.begin("gs://bucket/x", META)
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="no token cache in"):
-        token_cache.num_images(tmp_path / "file")
+        _open(tmp_path / "file")
 
 
 def test_fingerprint_is_of_the_parameters_and_words_alone():

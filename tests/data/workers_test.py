@@ -14,7 +14,7 @@ import pytest
 
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from tests.data.batches import assert_equal, crop_batches, train_batches
+from tests.data.batches import ORDER, assert_equal, crop_batches, train_batches
 
 
 @pytest.mark.slow
@@ -25,8 +25,7 @@ def test_worker_processes_change_nothing(photos_config):
     assert_equal(expected, train_batches(with_workers, 7))
     states = []
     for written_by in (config, with_workers):
-        iterator = pipeline.train_iterator(written_by, batch_size=4, seed=0)
-        with contextlib.closing(iterator):
+        with contextlib.closing(pipeline.train_iterator(written_by, ORDER)) as iterator:
             for _ in range(3):
                 next(iterator)
             states.append(iterator.get_state())
@@ -53,7 +52,7 @@ def test_dying_workers_change_no_batch(photos_config, caplog):
     expected = train_batches(photos_config(), 24)
     config = photos_config(num_workers=2)
     batches = []
-    with contextlib.closing(pipeline.train_iterator(config, batch_size=4, seed=0)) as iterator:
+    with contextlib.closing(pipeline.train_iterator(config, ORDER)) as iterator:
         for step in range(24):  # More than what is read ahead.
             if step in (1, 7):
                 _kill_workers(count=1 if step == 1 else 2)
@@ -68,7 +67,7 @@ def test_dying_workers_change_no_batch(photos_config, caplog):
 @pytest.mark.slow
 def test_workers_that_die_again_and_again_are_an_error(photos_config, caplog):
     config = photos_config(num_workers=1)
-    with contextlib.closing(pipeline.train_iterator(config, batch_size=4, seed=0)) as iterator:
+    with contextlib.closing(pipeline.train_iterator(config, ORDER)) as iterator:
         next(iterator)
         with pytest.raises(UserError, match="died 4 times within .* lower config.data.num_workers"):
             for _ in range(100):

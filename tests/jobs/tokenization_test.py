@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from nvg_jax import checkpoint, jobs, keys, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
+from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
@@ -98,11 +99,10 @@ def test_sequences_are_those_of_the_same_crops(config, loaded, cache):
     count = NUM_IMAGES * NUM_CROPS
     assert len(records["label"]) == count
     seed = keys.integer(config.seed, "token cache")
-    crops = pipeline.crop_batches(
-        config.data, config.data.train_split, range(0, count, 45), batch_size=45, seed=seed
-    )
+    starts = range(0, count, 45)
+    crops = pipeline.crop_batches(config.data, config.data.train_split, starts, Order(45, seed))
     with contextlib.closing(crops):
-        for start, batch in zip(range(0, count, 45), crops, strict=True):
+        for start, batch in zip(starts, crops, strict=True):
             rows = slice(start, start + 45)
             images = jnp.asarray(batch["image"])
             sequence = inference.sequences_of(tokenizer, variables, images)
@@ -113,32 +113,9 @@ def test_sequences_are_those_of_the_same_crops(config, loaded, cache):
     assert (records["structure"][:NUM_IMAGES] != records["structure"][NUM_IMAGES:]).any()
 
 
-def test_meta_says_what_is_there(config, loaded, cache):
-    tokenizer, _, fingerprint = loaded
-    assert json.loads((cache / "meta.json").read_text()) == {
-        "dataset": "digits",
-        "split": "train[:90]",
-        "image_size": 8,
-        "resize_ratio": 1.25,
-        "num_classes": 10,
-        "architecture": tokenizer.architecture,
-        "fingerprint": fingerprint,
-        "num_positions": 16,
-        "vocab_size": 16,
-        "num_images": 90,
-        "num_crops": 2,
-        "seed": keys.integer(config.seed, "token cache"),
-        "shard_size": 50,
-        "format_version": 1,
-    }
-    assert [path.name for path in _shards(cache)] == [
-        f"tokens-0000{index}-of-00004.array_record" for index in range(4)
-    ]
-
-
 def _open(config, cache, architecture, fingerprint):
     return token_cache.train_iterator(
-        cache, config.data, architecture, fingerprint, batch_size=30, seed=0
+        cache, config.data, architecture, fingerprint, Order(30, seed=0)
     )
 
 

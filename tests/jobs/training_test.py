@@ -14,6 +14,7 @@ from PIL import Image
 
 from nvg_jax import jobs
 from nvg_jax.data import pipeline
+from nvg_jax.data.stream import Order
 from nvg_jax.errors import Preempted, UserError
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 from nvg_jax.training import loop
@@ -54,7 +55,7 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
     config, workdir = trained
     tokenizer = build_tokenizer(config)
     variables = jobs.load_model(config, workdir).tokenizer_variables
-    images = next(pipeline.train_iterator(config.data, batch_size=512, seed=7))["image"]
+    images = next(pipeline.train_iterator(config.data, Order(512, seed=7)))["image"]
     tokenize = jax.jit(functools.partial(tokenizer.apply, method=Tokenizer.tokenize))
     _, canvases = tokenize(variables, jnp.asarray(images))
     expected = 1 / np.asarray(canvases).std(axis=(0, 2, 3))[1:]

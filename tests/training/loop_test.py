@@ -11,6 +11,7 @@ import pytest
 
 from configs import nvg_digits
 from nvg_jax import sharding
+from nvg_jax.data.stream import Order
 from nvg_jax.errors import Preempted, UserError
 from nvg_jax.training import loop
 from nvg_jax.training.state import TrainState
@@ -66,7 +67,7 @@ def train(digits_dir, tmp_path):
             task or Counting(),
             training,
             loop.Schedule(batch_size=4, num_steps=10, epoch_steps=5),
-            pipeline.train_iterator(config.data, batch_size=4, seed=0),
+            pipeline.train_iterator(config.data, Order(4, seed=0)),
             str(tmp_path / directory),
             sharding.create_mesh(),
             jax.random.key(0),
