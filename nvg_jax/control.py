@@ -30,15 +30,10 @@ def is_shape(text: str) -> bool:
 
 
 def draw_shape(text: str, image_size: int) -> Levels:
-    """A shape of level 1 on level 0.
+    """A shape of level 1 on level 0, in a square map.
 
-    Args:
-      text: 'circle:cx,cy,r', 'rect:x0,y0,x1,y1' (x to the right, y down, 0..1 over the image),
-        'left', 'right', 'top' or 'bottom'.
-      image_size: side of the map.
-
-    Raises:
-      UserError: no such shape, or numbers that are none or too few.
+    It is 'circle:cx,cy,r', 'rect:x0,y0,x1,y1' (x to the right, y down, 0..1 over the image),
+    'left', 'right', 'top' or 'bottom'; anything else is a UserError.
     """
     center = (np.arange(image_size) + 0.5) / image_size
     x, y = center[None, :], center[:, None]
@@ -64,9 +59,7 @@ def draw_shape(text: str, image_size: int) -> Levels:
 def read_map(path: epath.PathLike, image_size: int, grid: tuple[int, int]) -> Levels:
     """The map in an image file: its grey values, from dark to bright, are the levels.
 
-    Raises:
-      UserError: the file cannot be read, or is neither of the model's image size nor of the size
-        of its latent.
+    UserError: it cannot be read, or has neither the size of the model's images nor of its latent.
     """
     grey = np.asarray(read_image(path, "L"))
     if grey.shape not in {(image_size, image_size), grid}:
@@ -103,16 +96,13 @@ def structure_from_map(
     of one level is divided by the distance to the boundary that its parent was divided at. So the
     labels of a mask with two levels fall from its inside to its outside.
 
-    Args:
-      levels: whole numbers, of which only the order matters. The map's sides are multiples of the
-        grid's.
-      grid: rows and columns of the positions.
-      num_stages: 2..K + 1, the number of stages from 0 on; later bits of the structure are zero.
-      strict: refuses a map that is not balanced and nested already.
+    levels: whole numbers, of which only the order matters. The map's sides are multiples of those
+      of the grid, the rows and columns of the positions.
+    num_stages: 2..K + 1, the number of stages from 0 on; later bits of the structure are zero.
+    strict: refuses a map that is not balanced and nested already.
 
-    Raises:
-      UserError: the map has one level only, or more than the last given stage has clusters; there
-        are no so many stages; or, with `strict`, it is not balanced.
+    UserError also: the map has one level only, or more than the last given stage has clusters, or
+    there are no so many stages.
     """
     last_stage = granularity.last_stage(grid[0] * grid[1])
     values, levels = np.unique(levels, return_inverse=True)  # Keeps the shape.

@@ -48,10 +48,9 @@ def structure_picture(
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """Colours the structure of one stage, labels in [0, 2^stage).
 
-    The colours follow the hierarchy: the first three splits divide the colour circle into 2, 4, 8
-    hues, the later ones alternate between lightness and hue in ever smaller steps around the
-    parent's colour. The only cluster of stage 0 is grey. A cluster has the same colour in every
-    image, so that stages side by side read as one refinement.
+    The first three splits divide the colour circle into 2, 4, 8 hues, the later ones alternate
+    between lightness and hue in ever smaller steps around the parent's colour, so that stages side
+    by side read as one refinement. The only cluster of stage 0 is grey.
     """
     return _stage_colours(stage)[labels]
 
@@ -64,23 +63,16 @@ def strips(
 ) -> Picture:
     """Images from coarse to fine, one below the other, with a column for every stage.
 
-    Args:
-      stage_images: the decoded canvas after each stage, in order from 0.
-      structure: each position's leaf; each stage's map stands below its image, at the same size.
-      positions: rows and columns of the positions.
-      originals: the images that were reconstructed, for a last column, set off by a gap.
+    Each stage's decoded canvas stands above its map of the positions, at the same size. The
+    originals, if images were reconstructed, are a last column, set off by a gap.
     """
     rows = []
+    stages = stage_images.shape[1]
     for index, images in enumerate(stage_images):
         last = [] if originals is None else [originals[index]]
-        rows += [[*images, *last], _maps(structure[index], positions, len(images))]
-    captions = [
-        f"stage {stage}\n{2**stage} token{'s' if stage else ''}"
-        for stage in range(stage_images.shape[1])
-    ]
-    if originals is None:
-        return table(rows, captions, group=2)
-    return table(rows, [*captions, "original"], group=2, apart=len(captions))
+        rows += [[*images, *last], _maps(structure[index], positions, stages)]
+    captions = [f"stage {k}\n{2**k} token{'s' if k else ''}" for k in range(stages)]
+    return table(rows, captions + ["original"] * (originals is not None), group=2, apart=stages)
 
 
 def structure_strip(
@@ -106,15 +98,11 @@ def table(
     group: int = 1,
     apart: int | None = None,
 ) -> Picture:
-    """Pictures in rows and columns with captions.
+    """Pictures in rows, which may end early, with captions of columns and, left, names of rows.
 
-    Args:
-      rows: the pictures of each row, which may end early. The first is magnified (integer, nearest
-        neighbour) to at least 96 pixels, and all others are brought to its size.
-      columns: a caption for each column, of at most two lines.
-      names: a caption for each row, left of it.
-      group: this many rows stand closer together.
-      apart: the column that stands apart from those before it.
+    The first is magnified (integer, nearest neighbour) to at least 96 pixels, and all others are
+    brought to its size. `group` rows stand closer together, and the column `apart` stands apart
+    from those before it.
     """
     height, width = rows[0][0].shape[:2]
     scale = math.ceil(_STRIP_CELL / width)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nvg_jax import visualize
-from nvg_jax.errors import UserError
 
 
 def colours(stage):
@@ -61,11 +60,6 @@ def test_a_child_looks_more_like_its_parent_than_like_other_parents(stage):
     distance[np.arange(2**stage), parents] = np.nan
     assert own.mean() < 0.6 * np.nanmean(distance, axis=1).mean()
     assert np.all(own < np.nanmean(distance, axis=1))
-
-
-def test_structure_picture_colours_positions_by_label():
-    labels = np.array([[0, 3, 1], [2, 2, 0]])
-    np.testing.assert_array_equal(visualize.structure_picture(labels, 2), colours(2)[labels])
 
 
 def magnified(pixels, scale):
@@ -126,12 +120,6 @@ def test_strips_keep_the_shape_of_wide_images():
     picture = visualize.strips(canvases, np.arange(8, dtype=np.int32)[None], (2, 4))
     assert picture.shape == (48 + 2 * 64 + 2 * 4, 4 + 4 * (128 + 4), 3)
     np.testing.assert_array_equal(picture[48:112, 4:132], 0)
-
-
-def test_strips_refuse_positions_that_are_no_power_of_two():
-    canvases = np.zeros((1, 4, 16, 16, 3), np.uint8)
-    with pytest.raises(UserError, match="power of two"):
-        visualize.strips(canvases, np.arange(12, dtype=np.int32)[None], (3, 4))
 
 
 def test_save_png_makes_the_folder_and_keeps_every_pixel(tmp_path):
