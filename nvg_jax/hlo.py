@@ -8,32 +8,30 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import math
 import re
+from typing import NamedTuple
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) .*\{$")
-_NAME = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = ")
-_SHAPE = re.compile(r"([a-z]+\d*\w*)\[([\d,<=]*)\](\{[^}]*\})?")
+# Name, shape, opcode, operands (which may have shapes, with tiles in brackets) and attributes.
+_INSTRUCTION = re.compile(
+    r"\s+(?P<root>ROOT )?%?(?P<name>[\w.\-]+) = (?P<shape>.*?) (?P<opcode>[a-z][\w\-]*)"
+    r"\((?P<inputs>(?:[^()]|\((?:[^()]|\([^()]*\))*\))*)\)(?P<attributes>.*)"
+)
+_ARRAY = re.compile(r"([a-z]+)(\d*)\w*\[([\d,<=]*)\](\{[^}]*\})?")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(r"(?:calls|to_apply|body)=%?([\w.\-]+)")
 _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}|(?:true|false)_computation=%?([\w.\-]+)")
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-_BITS = re.compile(r"\d+")
 _ON_CHIP = re.compile(r"S\([1-9]")
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-
-_MOVES_NOTHING = {
-    "after-all",
-    "bitcast",
-    "constant",
-    "get-tuple-element",
-    "optimization-barrier",
-    "parameter",
-    "partition-id",
-    "replica-id",
-    "tuple",
-}
+_SLICES = ("dynamic-slice", "slice", "gather")
+_MOVES_NOTHING = (
+    *("after-all", "bitcast", "constant", "get-tuple-element", "optimization-barrier"),
+    *("parameter", "partition-id", "replica-id", "tuple"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,33 +54,6 @@ class Traffic:
         return sum((each.bytes for each in self.collectives.values()), 0.0)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Instruction:
-    name: str
-    shape: str
-    opcode: str
-    operands: list[str]
-    text: str
-    is_root: bool
-
-    def is_parameter(self, index: int) -> bool:
-        return self.opcode == "parameter" and self.text.startswith(f"parameter({index})")
-
-
-class _Computation:
-    def __init__(self, instructions: list[_Instruction]):
-        self.instructions = instructions
-        self.by_name = {each.name: each for each in instructions}
-
-    @functools.cached_property
-    def users(self) -> dict[str, list[_Instruction]]:
-        users = collections.defaultdict(list)
-        for each in self.instructions:
-            for operand in each.operands:
-                users[operand].append(each)
-        return users
-
-
 def traffic(text: str) -> Traffic:
     """Reads the text of a compiled program (`jax.stages.Compiled.as_text`).
 
@@ -91,203 +62,171 @@ def traffic(text: str) -> Traffic:
     if that depends on the data; of the branches of a conditional the one that moves most counts.
     Collectives: an all-reduce counts twice, as a device sends parts and receives sums.
     """
-    return _Program(text).traffic()
+    program = _Program(text)
+    total = program.total(program.entry)
+    kinds = [kind for kind in sorted(COLLECTIVES) if total[kind, "count"]]
+    collectives = {kind: Collective(total[kind, "count"], total[kind, "bytes"]) for kind in kinds}
+    return Traffic(float(total["memory"]), collectives)
+
+
+class _Instruction(NamedTuple):
+    name: str
+    shape: str
+    opcode: str
+    inputs: str
+    attributes: str
+    root: str | None
+
+    @property
+    def operands(self) -> list[str]:
+        return re.findall(r"%([\w.\-]+)", self.inputs)
+
+    def places(self, name: str) -> list[int]:
+        return [place for place, operand in enumerate(self.operands) if operand == name]
+
+
+_Computation = dict[str, _Instruction]
 
 
 class _Program:
     def __init__(self, text: str):
         self._computations: dict[str, _Computation] = {}
-        entry = None
-        lines: list[_Instruction] = []
         for line in text.splitlines():
-            if not line.startswith(" "):
-                if header := _HEADER.match(line):
-                    name, lines = header[2], []
-                    entry = name if header[1] else entry
-                elif line == "}":
-                    self._computations[name] = _Computation(lines)
-            elif match := _NAME.match(line):
-                lines.append(_parse(match, line))
-        self._entry = entry
-
-    def traffic(self) -> Traffic:
-        memory, moved = self._of(self._entry)
-        return Traffic(memory, {kind: Collective(*moved[kind]) for kind in sorted(moved)})
+            if header := _HEADER.match(line):
+                computation = self._computations[header[2]] = {}
+                if header[1]:
+                    self.entry = header[2]
+            elif found := _INSTRUCTION.match(line):
+                computation[found["name"]] = _Instruction(**found.groupdict())
 
     @functools.cache  # noqa: B019  The program lives as long as one reading of it.
-    def _of(self, name: str) -> tuple[float, dict[str, tuple[int, float]]]:
-        memory, moved = 0.0, {}
+    def total(self, name: str) -> collections.Counter:
+        """Bytes of `memory`, and of each kind of collective "count" and "bytes"."""
+        total = collections.Counter()
+        computation = self._computations[name]
         # By channel: a collective that runs beside other work stands in several fusions.
         collectives: dict[str, tuple[str, float]] = {}
-        for each in self._computations[name].instructions:
-            inner = []
+        for each in computation.values():
+            inner, times = [], 1
             if each.opcode == "while":
-                (body,) = _CALLED.findall(each.text)
-                inner = [(self._of(body), self._trips(each))]
+                inner, times = [self.total(_called(each))], self._trips(each)
             elif each.opcode == "conditional":
-                inner = [(max(map(self._of, self._branches(each)), key=lambda of: of[0]), 1)]
+                names = " ".join(map("".join, _BRANCHES.findall(each.attributes)))
+                branches = map(self.total, re.findall(r"[\w.\-]+", names))
+                inner = [max(branches, key=lambda branch: branch["memory"])]
             elif each.opcode == "call":
-                inner = [(self._of(called), 1) for called in _CALLED.findall(each.text)]
+                inner = [self.total(_called(each))]
             else:
-                memory += self._memory(each, self._computations[name])
-                collectives |= self._collectives(each, self._computations[name])
-            for (bytes_inside, moved_inside), times in inner:
-                memory += times * bytes_inside
-                moved = _sum(moved, moved_inside, times)
+                total["memory"] += self._memory(each, computation)
+                collectives |= self._collectives(each, computation)
+            for key, moved in ((key, moved) for one in inner for key, moved in one.items()):
+                total[key] += times * moved
         for kind, received in collectives.values():
-            moved = _sum(moved, {kind: (1, received)})
-        return memory, moved
+            total[kind, "count"] += 1
+            total[kind, "bytes"] += received
+        return total
+
+    def _inside(self, fusion: _Instruction) -> _Computation:
+        return self._computations[_called(fusion)]
 
     def _trips(self, loop: _Instruction) -> int:
-        if known := _TRIPS.search(loop.text):
+        if known := _TRIPS.search(loop.attributes):
             return int(known[1])
-        condition = self._computations[_CONDITION.search(loop.text)[1]]
+        condition = self._computations[_CONDITION.search(loop.attributes)[1]]
         bounds = [
-            int(number)
-            for each in condition.instructions
+            int(each.inputs)
+            for each in condition.values()
             if each.opcode == "constant" and each.shape.startswith("s32[]")
-            for number in re.findall(r"constant\((\d+)\)", each.text)
         ]
         return bounds[0] if len(bounds) == 1 else 1
-
-    def _branches(self, each: _Instruction) -> list[str]:
-        return [
-            name.strip().lstrip("%")
-            for several, one in _BRANCHES.findall(each.text)
-            for name in (several or one).split(",")
-        ]
 
     def _collectives(
         self, each: _Instruction, computation: _Computation
     ) -> dict[str, tuple[str, float]]:
         """Kind and received bytes by channel."""
         if each.opcode in ("fusion", "async-start"):
-            (called,) = _CALLED.findall(each.text)
-            inside = self._computations[called]
             found: dict[str, tuple[str, float]] = {}
-            for one in inside.instructions:
-                found |= self._collectives(one, inside)
-            if "all-reduce-scatter" in called:
+            for one in self._inside(each).values():
+                found |= self._collectives(one, self._inside(each))
+            if "all-reduce-scatter" in _called(each):
                 found = {key: ("reduce-scatter", size / 2) for key, (_, size) in found.items()}
             return found
         kind = each.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             return {}
-        operands = sum(_bytes(computation.by_name[name].shape) for name in each.operands)
+        operands = sum(_bytes(computation[name].shape) for name in each.operands)
         results = _bytes(each.shape)
         if each.opcode.endswith("-start"):
             results = max(results - operands, operands)  # Of a tuple of operands and results.
         received = {"all-reduce": 2 * operands, "reduce-scatter": operands}.get(kind, results)
-        channel = _CHANNEL.search(each.text)
+        channel = _CHANNEL.search(each.attributes)
         return {channel[1] if channel else each.name: (kind, received)}
 
     def _memory(self, each: _Instruction, computation: _Computation) -> float:
         if each.opcode in _MOVES_NOTHING or each.opcode.endswith(("-done", "-update")):
             return 0.0
-        operands = [computation.by_name[name] for name in each.operands]
+        operands = [_bytes(computation[name].shape, on_chip=False) for name in each.operands]
+        result = _bytes(each.shape, on_chip=False)
         if each.opcode == "fusion":
-            read = sum(
-                min(_in_memory(operand.shape), self._read_by(each, index))
-                for index, operand in enumerate(operands)
-            )
-            return read + min(_in_memory(each.shape), self._written_by(each))
-        if each.opcode in ("dynamic-slice", "slice", "gather"):
-            return 2 * _in_memory(each.shape)
+            read = (min(size, self._read(each, index)) for index, size in enumerate(operands))
+            return sum(read) + min(result, self._written(each))
+        if each.opcode in _SLICES:
+            return 2 * result
         if each.opcode == "dynamic-update-slice":
-            return 2 * _in_memory(operands[1].shape)
+            return 2 * operands[1]
         if each.opcode.endswith("-start"):
-            shape = _SHAPE.search(each.shape)[0]
-            return sum(_in_memory(one.shape) for one in operands) + _in_memory(shape)
-        return sum(_in_memory(one.shape) for one in operands) + _in_memory(each.shape)
+            result = _bytes(_ARRAY.search(each.shape)[0], on_chip=False)
+        return sum(operands) + result
 
-    def _read_by(self, fusion: _Instruction, index: int) -> float:
+    def _read(self, fusion: _Instruction, index: int) -> float:
         """The bytes of its operand `index` that a fusion reads."""
-        (called,) = _CALLED.findall(fusion.text)
-        inside = self._computations[called]
-        (parameter,) = (one for one in inside.instructions if one.is_parameter(index))
-        return self._read(parameter, inside)
+        inside = self._inside(fusion)
 
-    def _read(self, value: _Instruction, inside: _Computation) -> float:
-        read = 0.0
-        for user in inside.users[value.name]:
-            if user.opcode in ("bitcast", "reshape"):
-                read += self._read(user, inside)
-            elif user.opcode == "fusion":
-                read += self._read_by(user, user.operands.index(value.name))
-            elif user.opcode in ("dynamic-slice", "slice", "gather"):
-                read += _bytes(user.shape)
-            elif user.opcode != "dynamic-update-slice" or user.operands[0] != value.name:
-                return _bytes(value.shape)
-        return min(read, _bytes(value.shape))
+        def read(value: _Instruction) -> float:
+            total, whole = 0.0, _bytes(value.shape)
+            uses = ((user, place) for user in inside.values() for place in user.places(value.name))
+            for user, place in uses:
+                if user.opcode in ("bitcast", "reshape"):
+                    total += read(user)
+                elif user.opcode == "fusion":
+                    total += self._read(user, place)
+                elif user.opcode in _SLICES:
+                    total += _bytes(user.shape)
+                elif user.opcode != "dynamic-update-slice" or place:
+                    return whole
+            return min(total, whole)
 
-    def _written_by(self, fusion: _Instruction) -> float:
-        (called,) = _CALLED.findall(fusion.text)
-        inside = self._computations[called]
-        (root,) = (one for one in inside.instructions if one.is_root)
-        return self._written(root, inside)
+        (parameter,) = (
+            one for one in inside.values() if (one.opcode, one.inputs) == ("parameter", str(index))
+        )
+        return read(parameter)
 
-    def _written(self, value: _Instruction, inside: _Computation) -> float:
-        """The bytes that a fusion with this result writes."""
-        operands = [inside.by_name[name] for name in value.operands]
-        if value.opcode == "tuple":
-            return sum((self._written(operand, inside) for operand in operands), 0.0)
-        if value.opcode == "bitcast":
-            return self._written(operands[0], inside)
-        if value.opcode == "fusion":
-            return self._written_by(value)
-        if value.opcode == "dynamic-update-slice":
-            return _bytes(operands[1].shape)
-        return _bytes(value.shape)
+    def _written(self, fusion: _Instruction) -> float:
+        """The bytes of its result that a fusion writes."""
+        inside = self._inside(fusion)
 
+        def written(value: _Instruction) -> float:
+            operands = [inside[name] for name in value.operands]
+            if value.opcode in ("tuple", "bitcast"):
+                return sum(map(written, operands))
+            if value.opcode == "fusion":
+                return self._written(value)
+            return _bytes((operands[1] if value.opcode == "dynamic-update-slice" else value).shape)
 
-def _parse(match: re.Match, line: str) -> _Instruction:
-    rest = line[match.end() :]
-    end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
-    shape, rest = rest[:end], rest[end:].lstrip()
-    start = rest.index("(")
-    stop = _closing(rest, start)
-    operands = re.findall(r"%([\w.\-]+)", rest[start:stop])
-    return _Instruction(match[2], shape, rest[:start], operands, rest, bool(match[1]))
+        (root,) = (one for one in inside.values() if one.root)
+        return written(root)
 
 
-def _closing(text: str, start: int) -> int:
-    depth = 0
-    for index in range(start, len(text)):
-        depth += (text[index] == "(") - (text[index] == ")")
-        if depth == 0:
-            return index
-    raise ValueError(f"unbalanced: {text}")
+def _called(each: _Instruction) -> str:
+    (name,) = _CALLED.findall(each.attributes)
+    return name
 
 
-def _shape_bytes(match: re.Match) -> float:
-    bits = _BITS.search(match[1])
-    count = 1
-    for length in match[2].split(","):
-        count *= int(length.lstrip("<=")) if length else 1
-    return count * (int(bits[0]) / 8 if bits else 1.0)
-
-
-def _bytes(shape: str) -> float:
-    return sum((_shape_bytes(match) for match in _SHAPE.finditer(shape)), 0.0)
-
-
-def _in_memory(shape: str) -> float:
-    """The bytes of those arrays that are not kept on the chip."""
-    return sum(
-        (
-            _shape_bytes(match)
-            for match in _SHAPE.finditer(shape)
-            if not (match[3] and _ON_CHIP.search(match[3]))
-        ),
-        0.0,
-    )
-
-
-def _sum(
-    one: dict[str, tuple[int, float]], other: dict[str, tuple[int, float]], times: int = 1
-) -> dict[str, tuple[int, float]]:
-    total = dict(one)
-    for kind, (count, size) in other.items():
-        before = total.get(kind, (0, 0.0))
-        total[kind] = (before[0] + times * count, before[1] + times * size)
+def _bytes(shape: str, on_chip: bool = True) -> float:
+    """The size of all arrays of a shape; without those kept `on_chip` if that is False."""
+    total = 0.0
+    for _, bits, lengths, layout in _ARRAY.findall(shape):
+        if on_chip or not _ON_CHIP.search(layout):
+            lengths = [int(length.lstrip("<=")) for length in lengths.split(",") if length]
+            total += math.prod(lengths) * int(bits or 8) / 8
     return total
