@@ -1,5 +1,6 @@
 """Small models with the reference weights, next to the reference arrays they have to reproduce."""
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -157,6 +158,22 @@ def golden_generator_tokenizer(golden_tokenizer, golden_generator) -> Golden:
         scales = released.canvas_scales_of(state_dict)
     variables = released.tokenizer_variables(state_dict, module, scales)
     return Golden(module, jax.tree.map(jnp.asarray, variables), state_dict, golden_generator.arrays)
+
+
+@pytest.fixture(scope="session")
+def full_size(golden_tokenizer) -> Golden:
+    """The golden tokenizer over 16 x 16 positions, with the first refiner at all nine stages."""
+    refiner = "quantize.quant_resi."
+    state_dict = {
+        name: tensor
+        for name, tensor in golden_tokenizer.state_dict.items()
+        if not name.startswith(refiner)
+    }
+    for stage, part in itertools.product(range(9), ("weight", "bias")):
+        first = golden_tokenizer.state_dict[f"{refiner}0.{part}"]
+        state_dict[f"{refiner}{stage}.{part}"] = first
+    module = _tokenizer(golden_tokenizer.arrays, state_dict, 256)
+    return Golden(module, None, state_dict, golden_tokenizer.arrays)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
@@ -120,7 +121,7 @@ class Tokenizer(nn.Module):
         return self.decoder(rearrange(canvas, "b (h w) c -> b h w c", h=height, w=width))
 
 
-def canvas_scales(variables: Any) -> Float[Array, "canvases"]:
+def canvas_scales(variables: Any) -> Float[Array | np.ndarray, "canvases"]:
     """1 / std of each canvas, as the variables of a tokenizer hold them."""
     return variables["stats"]["quantizer"]["canvas_scales"]
 

@@ -93,8 +93,9 @@ def test_converted_weights_are_loaded_as_they_were(
     )
 
 
-def test_tokenizer_alone_gets_the_published_scales(config, tokenizer_file, tmp_path):
-    config.data.image_size = 256
+def test_tokenizer_alone_gets_the_published_scales(config, full_size, tmp_path):
+    config.data.image_size = full_size.module.image_size
+    tokenizer_file = _save(tmp_path / "ae.ckpt", full_size.state_dict)
     use = convert.convert(config, tokenizer_file, "", str(tmp_path / "out"))
     assert use == [f"--config.tokenizer.checkpoint={tmp_path}/out/tokenizer"]
     loaded = _load(tmp_path / "out/tokenizer", build_tokenizer(config))

@@ -6,6 +6,7 @@ from flax import traverse_util
 from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.interop import released
+from nvg_jax.tokenizer.model import canvas_scales
 
 
 def _specs(variables):
@@ -138,7 +139,7 @@ def test_another_generator_is_refused(golden_generator):
 
 
 def test_canvas_scales_come_from_the_generator_or_are_the_published_ones(
-    golden_generator_tokenizer, tokenizer, tokenizer_dict, scales, generator_dict
+    full_size, tokenizer, tokenizer_dict, scales, generator_dict
 ):
     of_generator = released.canvas_scales_of(generator_dict)
     np.testing.assert_array_equal(of_generator, generator_dict["nvgformer.scale_factors"])
@@ -146,15 +147,12 @@ def test_canvas_scales_come_from_the_generator_or_are_the_published_ones(
     if len(of_generator) == len(published):
         np.testing.assert_allclose(of_generator, published, rtol=1e-3)
     variables = released.tokenizer_variables(tokenizer_dict, tokenizer, scales)
-    np.testing.assert_array_equal(
-        variables["stats"]["quantizer"]["canvas_scales"], np.float32(scales)
-    )
+    np.testing.assert_array_equal(canvas_scales(variables), np.float32(scales))
 
-    full_size = golden_generator_tokenizer
     variables = released.tokenizer_variables(full_size.state_dict, full_size.module)
-    np.testing.assert_array_equal(variables["stats"]["quantizer"]["canvas_scales"], published)
-    with pytest.raises(UserError, match=f"10 canvas scales do not fit the {len(scales)} canvases"):
-        released.tokenizer_variables(tokenizer_dict, tokenizer)
+    np.testing.assert_array_equal(canvas_scales(variables), published)
+    with pytest.raises(UserError, match=f"{len(scales)} canvas scales do not fit the 10 canvases"):
+        released.tokenizer_variables(full_size.state_dict, full_size.module, scales)
     del generator_dict["nvgformer.scale_factors"]
     with pytest.raises(UserError, match="no tensor nvgformer.scale_factors"):
         released.canvas_scales_of(generator_dict)
