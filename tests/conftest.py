@@ -42,7 +42,12 @@ _STATE_DICT = "state_dict."
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Tests that share a training go to the same worker of pytest-xdist, which makes it once."""
+    """Tests that share a training go to the same worker of pytest-xdist, which makes it once.
+
+    Slow tests, which start many processes, have more time than the others.
+    """
+    if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+        item.add_marker(pytest.mark.timeout(900))
     for fixture, group in (("trained", "trained"), ("uninterrupted", item.path.stem)):
         if fixture in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group(group))

@@ -63,7 +63,7 @@ _IGNORED = re.compile(r"(^|\.)(projector|rope_ids|scale_factors)(\.|$)")
 def tokenizer_variables(
     state_dict: Tensors,
     tokenizer: Tokenizer,
-    canvas_scales: Float[np.ndarray, "S"] | None = None,
+    canvas_scales: Float[np.ndarray, "canvases"] | None = None,
 ) -> dict[str, Any]:
     """The variables of `tokenizer` (`params`, `stats`) from a released tokenizer's state_dict.
 
@@ -98,7 +98,7 @@ def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, 
     return {"params": split}
 
 
-def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "S"]:
+def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "canvases"]:
     """The canvas scales of its tokenizer that a released generator holds, or UserError."""
     for name in (EMA_PREFIX + CANVAS_SCALES_NAME, CANVAS_SCALES_NAME):
         if name in state_dict:

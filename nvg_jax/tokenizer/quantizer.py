@@ -160,5 +160,5 @@ class Quantizer(nn.Module):
         )
 
 
-def _matmul(a: Float[Array, "... M N"], b: Float[Array, "N O"]) -> Float[Array, "... M O"]:
+def _matmul(a: Float[Array, "... F"], b: Float[Array, "F G"]) -> Float[Array, "... G"]:
     return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
