@@ -131,7 +131,7 @@ def get_config(
     sampling.gumbel_split = False  # Draw the halves of a split instead of taking the top half.
 
     config.control = control = ml_collections.ConfigDict()
-    control.structure = ""  # A mask's file, or a shape as circle:0.5,0.5,0.3 (see docs/sampling.md).
+    control.structure = ""  # A mask's file, or a shape as circle:0.5,0.5,0.3: docs/sampling.md.
     control.reference = ""  # An image's file, or an example as validation:7.
     control.stages = 0  # First stages that they give; 0: all of a reference, few for a map.
     control.content = False  # The reference gives its tokens as well as its structure.
