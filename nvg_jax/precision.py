@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import jax
 
+from nvg_jax.errors import UserError
+
 PRECISIONS = {
     "bfloat16": jax.lax.Precision.DEFAULT,
     "tensorfloat32": jax.lax.Precision.HIGH,
@@ -15,6 +17,8 @@ def conv_precision(name: str) -> jax.lax.Precision:
     """The precision of convolutions and matrix products of float32 arrays.
 
     name: 'bfloat16', the fastest of an accelerator; 'tensorfloat32', as PyTorch trains on GPUs;
-    'float32', exact. CPUs always compute exactly.
+    'float32', exact. CPUs always compute exactly. UserError for another name.
     """
+    if name not in PRECISIONS:
+        raise UserError(f"unknown precision {name!r}: choose from {', '.join(PRECISIONS)}")
     return PRECISIONS[name]

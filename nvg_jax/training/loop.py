@@ -72,7 +72,7 @@ def make_step(task: Task, state: TrainState) -> Any:
     return jax.jit(task.step, donate_argnums=0, out_shardings=places)
 
 
-def count_flops(task: Task, state: TrainState, batch: Batch, key: Key[Array, ""]) -> float:
+def count_flops(task: Task, state: TrainState, batch: Batch, key: Any) -> float:
     """Floating-point operations of one step that the method needs; all may be abstract."""
     once = task.without_remat()
     return flops.count(make_step(once, state).trace(state, once.frozen, batch, key).jaxpr)
