@@ -65,7 +65,8 @@ assert steps() == ["3", "4.damaged"], steps()
 
 weights = epath.Path("gs://bucket/run/weights")
 save_weights(weights, {"ema": noise(5).ema}, "line")
-np.testing.assert_array_equal(load_weights(weights, {"ema": wanted.ema}, "line")["ema"], noise(5).ema)
+loaded = load_weights(weights, {"ema": wanted.ema}, "line")
+np.testing.assert_array_equal(loaded["ema"], noise(5).ema)
 visualize.save_png(epath.Path("gs://bucket/run/a.png"), np.zeros((8, 8, 3), np.uint8))
 assert epath.Path("gs://bucket/run/a.png").stat().length > 50
 assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compilation_cache"
