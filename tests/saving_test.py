@@ -185,7 +185,7 @@ ACROSS_SHARDINGS = """
 import dataclasses, sys
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
-from nvg_jax.checkpoint import TrainCheckpointer
+from nvg_jax.checkpoint import TrainCheckpointer, restore_ema
 from tests.states import State
 
 assert jax.device_count() == 8
