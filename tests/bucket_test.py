@@ -16,13 +16,14 @@ bucket.serve()
 
 from nvg_jax import startup, visualize
 from nvg_jax.checkpoint import TrainCheckpointer, load_weights, restore_ema, save_weights
+from tests.states import State
 
 startup.start("gs://bucket/run")
 directory = epath.Path("gs://bucket/run/checkpoints")
-wanted = {"ema": jax.ShapeDtypeStruct((1000,), jnp.float32)}
+wanted = State({}, {}, {}, jax.ShapeDtypeStruct((1000,), jnp.float32))
 
 def noise(step):
-    return {"ema": jax.random.normal(jax.random.key(step), (1000,))}
+    return State({}, {}, {}, jax.random.normal(jax.random.key(step), (1000,)))
 
 def iterator(position):
     numbers = iter(grain.MapDataset.range(50).to_iter_dataset())
@@ -43,12 +44,12 @@ def restored():
     numbers = iterator(0)
     with TrainCheckpointer(directory, "line", keep=2) as checkpointer:
         state, step = checkpointer.restore(wanted, numbers)
-    np.testing.assert_array_equal(state["ema"], noise(step)["ema"])
+    np.testing.assert_array_equal(state.ema, noise(step).ema)
     assert next(numbers) == step
     return step
 
 assert restored() == 3
-assert restore_ema(directory, "line", wanted["ema"])[1] == 3
+assert restore_ema(directory, "line", wanted.ema)[1] == 3
 
 # Storage without renaming: what is being written has its name, but lacks this file.
 (directory / "3" / "commit_success.txt").unlink()
@@ -57,14 +58,15 @@ assert steps() == ["2"], steps()
 with TrainCheckpointer(directory, "line", keep=2) as checkpointer:
     checkpointer.save(3, noise(3), iterator(3))
     checkpointer.save(4, noise(4), iterator(4))
-(array,) = list((directory / "4" / "state" / "d").iterdir())[:1]
+(array,) = list((directory / "4" / "ema" / "d").iterdir())[:1]
 array.write_bytes(array.read_bytes()[:-1] + b"?")
 assert restored() == 3
 assert steps() == ["3", "4.damaged"], steps()
 
 weights = epath.Path("gs://bucket/run/weights")
-save_weights(weights, noise(5), "line")
-np.testing.assert_array_equal(load_weights(weights, wanted, "line")["ema"], noise(5)["ema"])
+save_weights(weights, {"ema": noise(5).ema}, "line")
+loaded = load_weights(weights, {"ema": wanted.ema}, "line")
+np.testing.assert_array_equal(loaded["ema"], noise(5).ema)
 visualize.save_png(epath.Path("gs://bucket/run/a.png"), np.zeros((8, 8, 3), np.uint8))
 assert epath.Path("gs://bucket/run/a.png").stat().length > 50
 assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compilation_cache"

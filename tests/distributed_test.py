@@ -236,6 +236,7 @@ def uninterrupted(digits_dir, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_is_killed_the_other_ends_and_both_go_on(
     uninterrupted, digits_dir, tmp_path, victim
@@ -261,6 +262,7 @@ def test_when_one_is_killed_the_other_ends_and_both_go_on(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_stopped_run_goes_on_with_other_processes_and_another_mesh(
     uninterrupted, digits_dir, tmp_path
 ):

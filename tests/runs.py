@@ -52,8 +52,8 @@ def flattened(config, prefix: str) -> dict:
     return values
 
 
-def run(arguments: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+def run(arguments: list[str], **options) -> subprocess.CompletedProcess:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, **options)
 
 
 def state_at(workdir, name: str, step: int) -> dict:

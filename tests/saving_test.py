@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl import logging as absl_logging
 
-from nvg_jax.checkpoint import TrainCheckpointer, restore_ema
+from nvg_jax.checkpoint import TrainCheckpointer
 from nvg_jax.errors import UserError
 from tests.small_disk import small_disk
 from tests.states import (
@@ -215,16 +214,6 @@ def test_arrays_of_eight_devices_restore_onto_others_and_quietly(tmp_path):
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert output == "" and "absl" not in errors and "orbax" not in errors
-
-
-def test_orbax_is_quiet_at_absl_default_verbosity(tmp_path, caplog):
-    assert absl_logging.get_verbosity() <= absl_logging.WARNING
-    with TrainCheckpointer(tmp_path, ARCHITECTURE, keep=2) as checkpointer:
-        checkpointer.save(20, make_state(20), iterator())
-        checkpointer.restore(ABSTRACT, iterator())
-        checkpointer.save(30, make_state(30), iterator())
-    restore_ema(tmp_path, ARCHITECTURE, ABSTRACT.ema)
-    assert caplog.records == []
 
 
 @pytest.mark.slow

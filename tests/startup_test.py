@@ -9,7 +9,7 @@ import time
 import pytest
 
 from nvg_jax import startup
-from tests.runs import command
+from tests.runs import command, run
 
 _LINE = re.compile(
     r"first step after ([\d.]+) s: imports ([\d.]+), data ([\d.]+), initialisation ([\d.]+), "
@@ -80,35 +80,25 @@ def test_compiled_programs_are_kept_in_the_workdir_and_the_start_is_said(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_place_that_jax_knows_already_is_used(tmp_path):
+def test_a_place_that_jax_knows_already_or_that_cannot_be_written(tmp_path):
     elsewhere = str(tmp_path / "elsewhere")
     result = run_small(tmp_path / "work", JAX_COMPILATION_CACHE_DIR=elsewhere)
     assert result.stdout.splitlines()[-1] == elsewhere
     assert not (tmp_path / "work").exists()
-
-
-@pytest.mark.slow
-def test_a_cache_that_cannot_be_written_ends_nothing(tmp_path):
     (tmp_path / "file").touch()
     assert parts(run_small(tmp_path / "file").stdout)["compilation"] > 0
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_second_start_of_a_training_is_faster(tiny_config, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     tiny_config.frozen.random = True
-    tiny_config.tokenizer.training.epochs = 1 / 22
     tiny_config.generator.training.epochs = 1 / 22
     seconds = []
     for epochs in (1 / 22, 2 / 22):
         tiny_config.tokenizer.training.epochs = epochs
-        result = subprocess.run(
-            command(tiny_config, tmp_path),
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        result = run(command(tiny_config, tmp_path), env=environment)
         assert result.returncode == 0, result.stderr
         seconds.append(parts(result.stdout))
         assert "cpu_aot" not in result.stderr and "Traceback" not in result.stderr
