@@ -56,7 +56,7 @@ GENERATOR_EPOCHS = 0.5
 NUM_SAMPLES = 10
 """
     client = NotebookClient(
-        notebook, timeout=240, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
+        notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOK.parent)}}
     )
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
