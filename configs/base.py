@@ -93,7 +93,7 @@ def get_config(
     generator.model.noised_canvas = False
     generator.model.known_structure = True  # In the structure model's input; else pure noise.
     generator.model.structure_rope = True
-    generator.model.final_canvas = True  # Predicted before the tokens; else tokens directly.
+    generator.model.predict_final_canvas = True  # Before the tokens; else tokens directly.
 
     generator.training = training = ml_collections.ConfigDict()
     training.batch_size = 768
@@ -123,7 +123,7 @@ def get_config(
     sampling.batch_size = 256
     sampling.classes = ()  # Empty: every class in turn.
     sampling.content_guidance = (1.0, 3.5)  # At the first and the last stage.
-    sampling.structure_guidance = (1.0, 2.5)
+    sampling.structure_guidance = (1.0, 2.5)  # The last two stages make no structure.
     sampling.temperature = 1.0  # 0 takes the most likely token.
     sampling.top_k = 0  # 0: all tokens.
     sampling.top_p = (1.0, 0.5)  # Falls from the first to the second value over the stages.

@@ -28,6 +28,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import repeat
 from jaxtyping import Array, Float, Int
 
 from nvg_jax.errors import UserError
@@ -157,3 +158,8 @@ def balanced_split(
     children_in_order = 2 * labels_in_order + upper.astype(labels.dtype)
     _, children = jax.lax.sort((position_in_order, children_in_order), dimension=-1, num_keys=1)
     return children
+
+
+def stages_of_each(array: Array, num_stages: int) -> Array:
+    """Repeats a batch so that the stages of an image lie next to each other."""
+    return repeat(array, "b ... -> (b s) ...", s=num_stages)

@@ -16,7 +16,7 @@ BATCH, STAGE = 3, 2
 SCALES = jnp.linspace(1, 2, 6)
 ABLATIONS = {
     "structure_rope": False,
-    "final_canvas": False,
+    "predict_final_canvas": False,
     "noised_canvas": True,
     "known_structure": False,
 }
@@ -92,7 +92,7 @@ def test_rope_tells_the_structure_unless_switched_off(name, params, inputs):
 
 
 def test_without_a_final_canvas_tokens_follow_from_the_output_itself(params, inputs):
-    full, direct = (build_generator(make_config(name)) for name in (None, "final_canvas"))
+    full, direct = (build_generator(make_config(name)) for name in (None, "predict_final_canvas"))
     structure, canvas = inputs["sequence"].structure, inputs["canvases"][:, STAGE]
     output = predict(direct, params, inputs, structure, canvas)
 

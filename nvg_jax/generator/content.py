@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
 from nvg_jax import granularity, keys
@@ -121,7 +121,7 @@ class Content(nn.Module):
         num_clusters: int,
     ) -> Float[Array, "B N C"]:
         """What is missing on the canvas of a stage, mean over each of its clusters."""
-        missing = final_canvas - canvas if self.sizes.final_canvas else final_canvas
+        missing = final_canvas - canvas if self.sizes.predict_final_canvas else final_canvas
         return granularity.cluster_mean(missing, labels, num_clusters)
 
     @nn.nowrap
@@ -153,18 +153,18 @@ class Content(nn.Module):
         final_canvas, sown = self.apply(
             {"params": params},
             rearrange(inputs, "b s l c -> (b s) l c"),
-            stages_of_each(sequence.structure, stages),
+            granularity.stages_of_each(sequence.structure, stages),
             jnp.tile(jnp.arange(stages), class_id.shape[0]),
-            stages_of_each(class_id, stages),
+            granularity.stages_of_each(class_id, stages),
             canvas_scales,
-            None if noise is None else stages_of_each(noise, stages),
+            None if noise is None else granularity.stages_of_each(noise, stages),
             deterministic=drop_path_key is None,
             rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
             mutable=["intermediates"],
         )
         final_canvas = rearrange(final_canvas, "(b s) l c -> b s l c", s=stages)
         by_stage = {}
-        if self.sizes.final_canvas:
+        if self.sizes.predict_final_canvas:
             by_stage["final"] = jnp.mean((final_canvas - canvases[:, -1:]) ** 2, axis=(0, 2, 3))
         missing = [
             self.missing(
@@ -184,11 +184,6 @@ class Content(nn.Module):
             (tapped,) = sown["intermediates"]["stack"]["tapped"]
             by_stage["repa"] = align(rearrange(tapped[:, 1:], "(b s) l d -> b s l d", s=stages))
         return by_stage
-
-
-def stages_of_each(array: Array, num_stages: int) -> Array:
-    """Repeats a batch so that the stages of an image lie next to each other."""
-    return repeat(array, "b ... -> (b s) ...", s=num_stages)
 
 
 def draw(

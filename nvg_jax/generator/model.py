@@ -93,7 +93,7 @@ def build_generator(config: ConfigDict) -> Generator:
             num_classes=config.data.num_classes,
             structure_generator=model.structure,
             structure_rope=model.structure_rope,
-            final_canvas=model.final_canvas,
+            predict_final_canvas=model.predict_final_canvas,
             noised_canvas=model.noised_canvas,
             known_structure=model.known_structure,
         )

@@ -37,8 +37,8 @@ class Sizes:
 
     The switches are the ablations of the paper's Table 3, set to the full method:
     structure_rope: whether RoPE tells the blocks which cluster a position belongs to.
-    final_canvas: whether tokens follow from a predicted final canvas minus the canvas so far; else
-        from the head's output directly.
+    predict_final_canvas: whether tokens follow from a predicted final canvas minus the canvas so
+        far; else from the head's output directly.
     noised_canvas: whether the canvas is blended with noise, all noise at stage 0 and none once it
         is finished, in place of the learned start canvas.
     known_structure: whether the state of the flow holds the known structure in the channels of
@@ -53,7 +53,7 @@ class Sizes:
     num_classes: int
     structure_generator: str = "flow"
     structure_rope: bool = True
-    final_canvas: bool = True
+    predict_final_canvas: bool = True
     noised_canvas: bool = False
     known_structure: bool = True
 
@@ -71,7 +71,7 @@ class Sizes:
         differing = {
             f"structure by {self.structure_generator}": self.structure_generator != "flow",
             "no structure RoPE": not self.structure_rope,
-            "direct content": not self.final_canvas,
+            "direct content": not self.predict_final_canvas,
             "noised canvas": self.noised_canvas,
             "pure-noise structure": not self.known_structure,
         }

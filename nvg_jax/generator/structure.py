@@ -17,7 +17,6 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from nvg_jax import granularity, keys
-from nvg_jax.generator.content import stages_of_each
 from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import (
     Head,
@@ -135,10 +134,10 @@ class StructureFlow(nn.Module):
             {"params": params},
             rearrange(t * noise + (1.0 - t) * x, "b s l k -> (b s) l k"),
             rearrange(canvases[:, 1:last_stage], "b s l c -> (b s) l c"),
-            stages_of_each(sequence.structure, len(stages)),
+            granularity.stages_of_each(sequence.structure, len(stages)),
             jnp.tile(stages, class_id.shape[0]),
             time.reshape(-1),
-            stages_of_each(class_id, len(stages)),
+            granularity.stages_of_each(class_id, len(stages)),
             deterministic=drop_path_key is None,
             rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
         )

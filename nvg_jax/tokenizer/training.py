@@ -53,7 +53,8 @@ class TokenizerTask:
         side = tokenizer.image_size
         if config.lpips_weight:
             check_size(side, "set config.tokenizer.training.lpips_weight to 0")
-            self._lpips, self.frozen["lpips"] = lpips
+            self._lpips = lpips.module.clone(precision=tokenizer.precision)
+            self.frozen["lpips"] = lpips.variables
         if config.adversarial_weight:
             seen, patch = config.discriminator.input_size, dino.module.patch_size
             if seen > side or seen % patch:
