@@ -70,9 +70,11 @@ for ((i = 0; i < processes; i++)); do
     exec {output}> >(show "$i")
     shows+=($!)
   fi
-  env "${settings[@]}" "$@" >&"$output" 2>&1 {output}>&- &
+  (
+    echo "local.sh: process $i has pid $BASHPID" # Before anything that the process itself says.
+    exec env "${settings[@]}" "$@"
+  ) >&"$output" 2>&1 {output}>&- &
   pids+=($!)
-  echo "local.sh: process $i has pid ${pids[i]}" >&"$output"
   exec {output}>&-
 done
 

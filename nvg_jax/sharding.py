@@ -182,8 +182,7 @@ def abstract(function: Callable[..., Tree], mesh: Mesh, *args: Any) -> Tree:
 
 def make(function: Callable[..., Tree], like: Tree, *args: Any) -> Tree:
     """What an initialiser makes, each array in its place in `like` and without names."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
-    return jax.jit(lambda *args: unnamed(function(*args)), out_shardings=shardings)(*args)
+    return jax.jit(lambda *args: unnamed(function(*args)), out_shardings=of(like))(*args)
 
 
 def of(tree: Tree) -> Tree:
