@@ -174,4 +174,5 @@ def get_config(
     guided.stages = 4  # First stages that a mask gives.
     guided.num_samples = 192
     evaluation.num_pictures = 8  # Images in the pictures of the job `reconstruct`.
+    config.lock()  # A name that is misspelt in a config is an error.
     return config

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
+import runpy
 import sys
+import textwrap
+import traceback
 from collections.abc import Callable
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from nvg_jax.errors import UserError
 
@@ -22,24 +27,55 @@ def run(main: Callable[[], None]) -> None:
             main()
         except UserError as error:
             sys.exit(f"error: {error}")
+        except AttributeError as error:
+            if not error.args or not isinstance(error.args[0], KeyError):
+                raise
+            # As ml_collections says it.
+            sys.exit(f"error: the config lacks {_line(error)}: begin with configs/base.py")
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
     """Reads the flags and the config file that `--config` names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", "-config", nargs="?")
+    config_file = parser.parse_known_args(argv[1:])[0].config
+    if config_file is not None:
+        _try_config(*config_file.split(":", 1))
     try:
         rest = flags.FLAGS(argv)
-        flags.FLAGS.config.keys()  # A file that could not be loaded says so on first use.
     except flags.Error as error:
-        sys.exit(f"error: {' '.join(str(error).split())}")
-    except KeyError as error:
-        sys.exit(f"error: unknown config key {' '.join(error.args[0].split())}")
-    except OSError:
-        sys.exit(f"error: no config file {config_flags.get_config_filename(flags.FLAGS['config'])}")
+        sys.exit(f"error: {_line(error)}")
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"error: unknown config key {_line(error)}")
     if rest[1:]:
         sys.exit(f"error: not a flag: {' '.join(rest[1:])}")
     return rest
+
+
+def _try_config(file: str, *argument: str) -> None:
+    """Ends with a line if a config file, which is a program, does not give a config."""
+    if not os.path.isfile(file):
+        sys.exit(f"error: no config file {file or '(an empty name)'}")
+    try:
+        config = runpy.run_path(file)["get_config"](*argument)
+    except Exception as error:
+        if isinstance(error, KeyError) and error.args == ("get_config",):
+            sys.exit(f"error: config file {file} has no function get_config")
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        line = f", line {lines[-1]}" if lines else ""
+        sys.exit(f"error: config file {file}{line}: {type(error).__name__}: {_line(error)}")
+    if not isinstance(config, ConfigDict):
+        sys.exit(f"error: config file {file} gives no ConfigDict but {type(config).__name__}")
+
+
+def _line(error: BaseException) -> str:
+    """What an exception says, shortened to a line."""
+    while error.args and isinstance(error.args[0], BaseException):
+        error = error.args[0]
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return textwrap.shorten(str(said), 300, placeholder=" ...")
 
 
 def show_warnings_only(prefix: str) -> None:

@@ -1,7 +1,7 @@
 """The exceptions that are shown to a user as a line instead of a traceback."""
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """A mistake the user can mend: the message is one line, what is wrong and what to do."""
 
 

@@ -22,14 +22,15 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
     ("arguments", "expected"),
     [
         ([CONFIG, "--config.generator.modle.depth=3"], "unknown config key 'modle'"),
+        ([CONFIG, "--config.sampling.flow_step=3"], "unknown config key 'flow_step'"),
         ([CONFIG, "--config.seed=many"], "config.seed"),
         ([CONFIG, "--job=paint"], "job"),
         (["--config=configs/nvg_d13.py"], "configs/nvg_d13.py"),
         ([CONFIG, "--config.data.image_size=12"], "not a power of two"),
         ([CONFIG, "--config.data.data_dir=/nowhere"], "nvg_jax.data.prepare digits"),
-        ([CONFIG, "--job=sample", "--config.sampling.classes=(11,)"], "outside 0..9"),
+        ([CONFIG, "--job=sample", "--config.sampling.classes=(11,)"], "less than 10"),
         ([CONFIG, "--job=control"], "needs a reference image"),
-        ([CONFIG, "--job=evaluate", "--config.evaluation.metrics=('fit',)"], "unknown metric"),
+        ([CONFIG, "--job=evaluate", "--config.evaluation.metrics=('fit',)"], "has to be 'psnr', "),
     ],
 )
 def test_a_mistake_is_one_line_and_a_non_zero_exit(arguments, expected, tmp_path):

@@ -147,15 +147,10 @@ class Resources:
 def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
     """The metrics that `config.evaluation.metrics` names.
 
-    Without samples, in a file or to be made, those of the generator are left out. UserError for an
-    unknown metric, or for one that lacks samples, their classes, masks, or something of its own.
+    Without samples, in a file or to be made, those of the generator are left out. UserError for
+    one that lacks samples, their classes, masks, or something of its own.
     """
     wanted, settings = set(config.evaluation.metrics), config.evaluation
-    if unknown := sorted(wanted - METRICS.keys()):
-        raise UserError(
-            f"unknown metric {unknown[0]!r} in config.evaluation.metrics: there are "
-            f"{', '.join(METRICS)}"
-        )
     count = len(samples.images) if samples else settings.num_samples
     chosen = []
     for name in (name for name in METRICS if name in wanted):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
 
-from nvg_jax import keys
+from nvg_jax import allowed, keys
 from nvg_jax.errors import UserError
 from nvg_jax.generator.content import Content
 from nvg_jax.generator.sizes import Sizes, StackSizes
@@ -17,7 +17,12 @@ from nvg_jax.generator.transformer import ATTENTION, REMAT, rope_axis_dims
 from nvg_jax.tokenizer.model import build_tokenizer
 
 STRUCTURE_GENERATORS = {"flow": StructureFlow}
-DTYPES = ("float32", "bfloat16")
+CHOICES = {  # Of `config.generator.model`.
+    "generator.model.dtype": Literal["float32", "bfloat16"],
+    "generator.model.remat": Literal[tuple(REMAT)],
+    "generator.model.attention": Literal[tuple(ATTENTION)],
+    "generator.model.structure": Literal[tuple(STRUCTURE_GENERATORS)],
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,23 +58,14 @@ class Generator:
 def build_generator(config: ConfigDict) -> Generator:
     """The generator of a whole run's config, over its tokenizer's positions and codes.
 
-    UserError if its sizes do not fit together.
+    UserError if a value is not allowed, or its sizes do not fit together.
     """
     tokenizer, model = build_tokenizer(config), config.generator.model
-    for name, choices in (
-        ("dtype", DTYPES),
-        ("remat", REMAT),
-        ("attention", ATTENTION),
-        ("structure", STRUCTURE_GENERATORS),
-    ):
-        if model[name] not in choices:
-            raise UserError(
-                f"config.generator.model.{name}={model[name]!r}: choose {', '.join(choices)}"
-            )
+    allowed.check(model, "config.generator.model", CHOICES)
     stacks = {}
     for name in ("content", "structure"):
         width, heads = model[f"{name}_width"], model[f"{name}_heads"]
-        if heads < 1 or width % (2 * heads):
+        if width % (2 * heads):
             raise UserError(
                 f"config.generator.model.{name}_width={width} is not an even number of dims for "
                 f"each of {name}_heads={heads} heads"

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
-from nvg_jax import granularity, keys
+from nvg_jax import allowed, granularity, keys
 from nvg_jax.generator import content
 from nvg_jax.generator.model import Generator
 from nvg_jax.granularity import GranularitySequence
@@ -50,6 +50,10 @@ class Settings:
     top_p: tuple[float, float] = (1.0, 0.5)
     flow_steps: int = 25
     gumbel_split: bool = False
+
+    def __post_init__(self) -> None:
+        """UserError, a ValueError, if a value is not one that `config.sampling` may have."""
+        allowed.check(dataclasses.asdict(self), "sampling")
 
     @classmethod
     def from_config(cls, config: ConfigDict) -> Settings:

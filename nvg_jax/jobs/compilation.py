@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from nvg_jax import hardware, hlo, sharding
 from nvg_jax.ahead_of_time import Compiled, compile_step, largest_that_fits, topology_devices
 from nvg_jax.data import pipeline
-from nvg_jax.errors import UserError
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.weights import NETWORKS, Frozen
 from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.hardware import Chip
+from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import output_directory
 from nvg_jax.jobs.training import checked_schedule
 from nvg_jax.tokenizer.model import build_tokenizer
@@ -31,8 +31,6 @@ from nvg_jax.training import flops
 from nvg_jax.training.loop import Schedule, Task, count_flops, make_step
 
 log = logging.getLogger(__name__)
-
-TASKS = ("tokenizer", "generator")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +68,7 @@ class Report:
         return max(self.seconds.values()) if self.seconds else None
 
 
+@job
 def compile(config: ConfigDict, workdir: str) -> list[Report]:
     """Reports what a training step takes on the devices of `config.compile.topology`.
 
@@ -78,7 +77,7 @@ def compile(config: ConfigDict, workdir: str) -> list[Report]:
     a table and writes `compile.json`.
 
     Raises:
-      UserError: an unknown task or topology, no libtpu, or sizes that do not go together.
+      UserError: an unknown topology, no libtpu, or sizes that do not go together.
     """
     devices = topology_devices(config.compile.topology)
     if config.compile.topology != "local":
@@ -87,8 +86,6 @@ def compile(config: ConfigDict, workdir: str) -> list[Report]:
     mesh = sharding.create_mesh(config.mesh, devices)
     reports = []
     for name in config.compile.tasks:
-        if name not in TASKS:
-            raise UserError(f"unknown task {name!r} in config.compile.tasks: there are {TASKS}")
         reports.append(_report(config, name, mesh))
         print(table(reports[-1]), flush=True)
     if jax.process_index() == 0:

@@ -14,12 +14,14 @@ from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler
 from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
 from nvg_jax.jobs.given import reference_image, reference_sequence
+from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import load_model, output_directory
 from nvg_jax.tokenizer import inference
 
 log = logging.getLogger(__name__)
 
 
+@job
 def control(config: ConfigDict, workdir: str) -> None:
     """Writes `control/stages.png`, a picture as the paper's Figure 8.
 

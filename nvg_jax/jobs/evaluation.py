@@ -14,17 +14,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from nvg_jax import keys, sharding
-from nvg_jax.errors import UserError
 from nvg_jax.evaluation import metric, reference, small_classifier
 from nvg_jax.evaluation.archive import Samples, load_samples, save_samples
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.generator.sampler import Given
 from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
+from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import Model, frozen_network, load_model, output_directory
 
 log = logging.getLogger(__name__)
 
 
+@job
 def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Measures what `config.evaluation.metrics` names, prints it and writes `evaluation.json`.
 
@@ -90,12 +91,8 @@ def _networks(
         networks["lpips"] = frozen_network(config, "lpips")
     if "features" in needs and name == "classifier":
         networks["features"] = small_classifier.trained(config, workdir, mesh)
-    elif "features" in needs and name == "inception":
-        networks["features"] = frozen_network(config, name)
     elif "features" in needs:
-        raise UserError(
-            f"config.evaluation.features={name} is neither 'inception' nor 'classifier'"
-        )
+        networks["features"] = frozen_network(config, name)
     return networks
 
 

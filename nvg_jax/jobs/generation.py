@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -13,12 +13,12 @@ from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import keys, sharding, visualize
-from nvg_jax.errors import UserError
+from nvg_jax import allowed, keys, sharding, visualize
 from nvg_jax.evaluation.archive import Samples, save_samples
 from nvg_jax.generator import sampler
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.given import given_stages
+from nvg_jax.jobs.job import class_bounds, job
 from nvg_jax.jobs.model import Model, load_model, output_directory
 from nvg_jax.tokenizer import inference
 
@@ -31,21 +31,15 @@ def sampling_settings(config: ConfigDict) -> sampler.Settings:
 
 
 def requested_classes(config: ConfigDict, num_samples: int) -> Int[np.ndarray, "N"]:
-    """The class id of each sample: the requested classes in turn; UserError if one is unknown."""
-    num_classes = config.data.num_classes
-    classes = np.asarray(config.sampling.classes or range(num_classes), np.int32)
-    for class_id in classes:
-        if not 0 <= class_id < num_classes:
-            raise UserError(
-                f"class {class_id} in config.sampling.classes is outside 0..{num_classes - 1}"
-            )
-    return np.resize(classes, num_samples)
+    """The class id of each sample: the requested classes in turn."""
+    classes = config.sampling.classes or range(config.data.num_classes)
+    return np.resize(np.asarray(classes, np.int32), num_samples)
 
 
 def generate(
     model: Model,
     settings: sampler.Settings,
-    class_ids: Int[np.ndarray, "N"],
+    class_ids: Sequence[int] | Int[np.ndarray, "N"],
     batch_size: int | None = None,
     seed: int | Key[Array, ""] = 0,
     given: sampler.Given | None = None,
@@ -56,7 +50,11 @@ def generate(
     Sample n depends on its class, the seed, n and what is given of it alone, not on the batch size
     or the devices. `given` holds one sequence for all samples, or one for each. Without a
     `batch_size` there is one batch.
+
+    UserError, a ValueError, for class ids that the model has not learned.
     """
+    num_classes = model.generator.sizes.num_classes
+    allowed.check({"classes": np.asarray(class_ids).tolist()}, "sampling", class_bounds(num_classes))
     mesh = model.mesh
     count, shards = len(class_ids), sharding.num_batch_shards(mesh)
     whole = math.ceil(count / shards) * shards
@@ -114,6 +112,7 @@ def collect(
     return images
 
 
+@job
 def sample(config: ConfigDict, workdir: str) -> None:
     """Writes `samples/`: `samples.npz`, a grid of samples and the strips of a few, as PNG.
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from nvg_jax import checkpoint, sharding
 from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.generator.model import Generator, build_generator
+from nvg_jax.jobs.job import job
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def frozen_network(config: ConfigDict, name: str) -> Frozen:
     return network._replace(variables=sharding.place_copies(network.variables, placement))
 
 
+@job
 def export(config: ConfigDict, workdir: str) -> None:
     """Writes the averaged weights as `export/tokenizer` and `export/generator`, for any job."""
     model = load_model(config, workdir)

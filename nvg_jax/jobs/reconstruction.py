@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from nvg_jax import visualize
 from nvg_jax.data import pipeline
+from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import load_tokenizer, output_directory
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import reconstruction_strips
@@ -17,6 +18,7 @@ from nvg_jax.tokenizer.training import reconstruction_strips
 log = logging.getLogger(__name__)
 
 
+@job
 def reconstruct(config: ConfigDict, workdir: str) -> None:
     """Writes `reconstructions/strips.png`: coarse-to-fine strips of evaluation images."""
     tokenizer = build_tokenizer(config)

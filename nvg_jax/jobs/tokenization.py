@@ -18,8 +18,9 @@ from tqdm import tqdm
 from nvg_jax import keys, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.data.stream import Batch, Order
-from nvg_jax.errors import Preempted, UserError
+from nvg_jax.errors import Preempted
 from nvg_jax.granularity import GranularitySequence
+from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import load_tokenizer
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 Sequences = Iterator[tuple[Batch, GranularitySequence]]
 
 
+@job
 def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> None:
     """Writes `config.token_cache.num_crops` sequences of every training image as a token cache.
 
@@ -38,13 +40,9 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     at a time, so that nobody waits for anybody and a file does not depend on who makes it.
 
     stop: whether to leave between two batches, with `Preempted`. UserError: the directory holds
-    another cache, the numbers in `config.token_cache` make no sense, or there is no tokenizer or no
-    dataset.
+    another cache, or there is no tokenizer or no dataset.
     """
     settings = config.token_cache
-    for name in ("num_crops", "batch_size", "shard_size"):
-        if settings[name] < 1:
-            raise UserError(f"config.token_cache.{name}={settings[name]}: it must be at least 1")
     mesh = sharding.create_mesh(devices=jax.local_devices())
     sharding.process_batch_size(settings.batch_size, mesh, "config.token_cache.batch_size")
     tokenizer = build_tokenizer(config)

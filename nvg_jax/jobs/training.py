@@ -20,6 +20,7 @@ from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.jobs.generation import requested_classes, sample
+from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import (
     Variables,
     frozen_network,
@@ -34,6 +35,7 @@ from nvg_jax.training import loop
 from nvg_jax.training.state import TrainState
 
 
+@job
 def train(config: ConfigDict, workdir: str) -> None:
     """Brings the workdir from wherever it is to a trained model and a picture of its samples.
 

@@ -12,10 +12,9 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
-from nvg_jax import clustering, granularity, sharding
+from nvg_jax import allowed, clustering, granularity, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.precision import PRECISIONS
 from nvg_jax.tokenizer.autoencoder import Decoder, Encoder, clip_to_image, downsampling
 from nvg_jax.tokenizer.quantizer import Quantized, Quantizer
 
@@ -129,6 +128,7 @@ def canvas_scales(variables: Any) -> Float[Array | np.ndarray, "canvases"]:
 def build_tokenizer(config: ConfigDict) -> Tokenizer:
     """The tokenizer of a whole run's config; UserError if its sizes do not fit together."""
     model = config.tokenizer.model
+    allowed.check(model, "config.tokenizer.model")
     factor = downsampling(model.multipliers)
     if config.data.image_size % factor:
         raise UserError(
@@ -139,10 +139,6 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
         raise UserError(
             f"config.tokenizer.model.width={model.width} is not a multiple of 32, the number of "
             "groups that are normalised together"
-        )
-    if model.precision not in PRECISIONS:
-        raise UserError(
-            f"config.tokenizer.model.precision={model.precision}: choose {', '.join(PRECISIONS)}"
         )
     tokenizer = Tokenizer(
         image_size=config.data.image_size,

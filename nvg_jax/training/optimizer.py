@@ -9,8 +9,6 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from nvg_jax.errors import UserError
-
 
 def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
     """Warm-up, plateau and decay, from a training config.
@@ -24,10 +22,8 @@ def learning_rate(config: ConfigDict, num_steps: int) -> optax.Schedule:
     decay_steps = max(num_steps - decay_at, 1)
     if config.schedule == "linear":
         decay = optax.linear_schedule(peak, config.decay_to * peak, decay_steps)
-    elif config.schedule == "cosine":
-        decay = optax.cosine_decay_schedule(peak, decay_steps, config.decay_to)
     else:
-        raise UserError(f"unknown schedule {config.schedule!r}: choose 'linear' or 'cosine'")
+        decay = optax.cosine_decay_schedule(peak, decay_steps, config.decay_to)
     warmup = optax.linear_schedule(config.warmup_from * peak, peak, max(config.warmup_steps, 1))
     return optax.join_schedules(
         [warmup, optax.constant_schedule(peak), decay], [config.warmup_steps, decay_at]

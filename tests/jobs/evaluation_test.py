@@ -85,16 +85,16 @@ def test_mistakes_are_one_clear_line(real_images, tmp_path):
         with pytest.raises(UserError, match=message):
             jobs.evaluate(changed, workdir)
 
-    refused("unknown metric 'fit' .* there are psnr, ssim", evaluation__metrics=("fit",))
+    refused("metrics=.'fit',.: it has to be 'psnr', 'ssim'", evaluation__metrics=("fit",))
     refused("SSIM looks at 11 x 11", evaluation__metrics=("ssim",))
     refused("LPIPS cannot compare images of 8 pixels", evaluation__metrics=("lpips",))
     refused("precision_recall needs at least 4 samples and there are 3", evaluation__num_samples=3)
-    refused(r"class 12 .* is outside 0\.\.9", sampling__classes=(12,))
-    refused("neither 'inception' nor 'classifier'", evaluation__features="vgg")
+    refused(r"classes=.12,.: it has to be less than 10", sampling__classes=(12,))
+    refused("'vgg': it has to be 'inception' or 'classifier'", evaluation__features="vgg")
     refused("guided_iou tells objects by the colours", evaluation__metrics=("guided_iou",))
     refused("'segmentation_mask'", evaluation__metrics=("structure_miou",))
     refused(
-        "neither 'lpips' nor 'features'",
+        "distance='l2': it has to be 'lpips' or 'features'",
         evaluation__metrics=("variation",),
         evaluation__variation__distance="l2",
     )

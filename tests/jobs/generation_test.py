@@ -23,8 +23,12 @@ def test_a_sample_does_not_depend_on_the_batch_size(trained):
 def test_bad_requests_are_one_clear_line(trained):
     config, workdir = trained
     config.sampling.classes = (3, 10)
-    with pytest.raises(UserError, match=r"class 10 .* outside 0\.\.9"):
+    with pytest.raises(UserError, match=r"classes=.3, 10.: it has to be less than 10"):
         jobs.sample(config, workdir)
+    model, settings = jobs.load_model(config, workdir), jobs.sampling_settings(config)
+    for class_id in (-1, 10):
+        with pytest.raises(ValueError, match="classes"):
+            next(jobs.generate(model, settings, [class_id]))
 
 
 def test_sampling_without_a_checkpoint(tiny_config, tmp_path):

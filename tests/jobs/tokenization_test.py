@@ -176,14 +176,6 @@ def test_another_tokenizer_is_refused(config, loaded, cache, random_variables, t
     assert before == _times(cache)
 
 
-@pytest.mark.parametrize("name", ["num_crops", "batch_size", "shard_size"])
-def test_numbers_below_one(config, tmp_path, name):
-    config.token_cache[name] = 0
-    with pytest.raises(UserError, match=f"config.token_cache.{name}=0: it must be at least 1"):
-        jobs.tokenize(config, str(tmp_path))
-    assert not list(tmp_path.iterdir())
-
-
 def _start(config, workdir, *distributed):
     arguments = [config.to_json_best_effort(), str(workdir), *distributed]
     return subprocess.Popen(

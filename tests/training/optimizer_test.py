@@ -7,7 +7,6 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import nvg_d12, nvg_d16, nvg_d20, nvg_d24
-from nvg_jax.errors import UserError
 from nvg_jax.training import loop, optimizer
 
 
@@ -55,11 +54,6 @@ def test_cosine_decay():
     rate = optimizer.learning_rate(config, 100)
     expected = [1e-4 * (1 + np.cos(np.pi * s / 100)) / 2 for s in range(0, 101, 10)]
     np.testing.assert_allclose([rate(s) for s in range(0, 101, 10)], expected, atol=1e-10)
-
-
-def test_unknown_schedule_is_named():
-    with pytest.raises(UserError, match="'step'"):
-        optimizer.learning_rate(training_config(schedule="step"), 10)
 
 
 def test_weight_decay_acts_on_tensors_of_rank_two_and_more(golden_generator, golden_tokenizer):

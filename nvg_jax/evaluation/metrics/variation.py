@@ -40,19 +40,9 @@ class Variation(Metric):
     def __init__(self, *args: Any):
         super().__init__(*args)
         config, settings = self.config, self.config.evaluation.variation
-        if settings.distance not in ("lpips", "features"):
-            raise UserError(
-                f"config.evaluation.variation.distance={settings.distance} is neither 'lpips' nor "
-                "'features'"
-            )
         if settings.distance == "lpips":
             advice = "set config.evaluation.variation.distance to 'features'"
             check_size(config.data.image_size, advice)
-        if settings.num_samples < 2:
-            raise UserError(
-                f"config.evaluation.variation.num_samples={settings.num_samples}: distances need "
-                "at least two samples of each reference"
-            )
         count = pipeline.num_examples(config.data, config.data.eval_split)
         if count < settings.num_references:
             raise UserError(

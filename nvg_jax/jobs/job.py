@@ -1,0 +1,44 @@
+"""What every job begins with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from ml_collections import ConfigDict
+from pydantic import Field
+
+from nvg_jax import allowed
+from nvg_jax.evaluation.metric import METRICS
+from nvg_jax.generator.model import CHOICES, build_generator
+
+P, R = ParamSpec("P"), TypeVar("R")
+
+
+def job(run: Callable[Concatenate[ConfigDict, str, P], R]) -> Callable[..., R]:
+    """A job that looks at its whole config before anything else: UserError for what is wrong."""
+
+    @functools.wraps(run)
+    def checked(config: ConfigDict, workdir: str, *args: P.args, **kwargs: P.kwargs) -> R:
+        check(config)
+        return run(config, workdir, *args, **kwargs)
+
+    return checked
+
+
+def check(config: ConfigDict) -> None:
+    """UserError, in one line, for values that are not allowed or do not go together."""
+    allowed.check(
+        config,
+        "config",
+        CHOICES
+        | class_bounds(config.data.num_classes)
+        | {"evaluation.metrics": tuple[Literal[tuple(METRICS)], ...]},
+    )
+    build_generator(config)  # Its sizes and those of the tokenizer under it.
+
+
+def class_bounds(num_classes: int) -> dict[str, Any]:
+    """What a model with so many classes can be asked for, as `allowed.check` takes it."""
+    return {"sampling.classes": tuple[Annotated[int, Field(ge=0, lt=num_classes)], ...]}
