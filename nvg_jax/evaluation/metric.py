@@ -171,8 +171,8 @@ def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
     return chosen
 
 
-def measure(metrics: list[Metric], resources: Resources) -> dict[str, Any]:
-    """The results of all, after one pass over each stream that one of them looks at."""
+def measure(metrics: list[Metric], resources: Resources) -> list[dict[str, Any]]:
+    """The results of each, after one pass over each stream that one of them looks at."""
     config, mesh, size = resources.config, resources.mesh, resources.config.evaluation.batch_size
     for stream in ("split", "samples"):
         looking = [metric for metric in metrics if stream in metric.streams]
@@ -185,7 +185,4 @@ def measure(metrics: list[Metric], resources: Resources) -> dict[str, Any]:
             batches = streams.of_images(*resources.samples, mesh, size, stream)
         seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
         streams.measure(looking, stream, batches, *seeing)
-    results: dict[str, Any] = {}
-    for metric in metrics:
-        results |= metric.result(resources)
-    return results
+    return [metric.result(resources) for metric in metrics]

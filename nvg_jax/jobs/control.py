@@ -9,13 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from nvg_jax import pixels, sharding, visualize
+from nvg_jax import files, pixels, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler
 from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
 from nvg_jax.jobs.given import reference_image, reference_sequence
 from nvg_jax.jobs.job import job
-from nvg_jax.jobs.model import load_model, output_directory
+from nvg_jax.jobs.model import load_model
 from nvg_jax.tokenizer import inference
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,6 @@ def control(config: ConfigDict, workdir: str) -> None:
         names += [f"{name}\nclass {class_id}" for class_id in class_ids]
     captions = ["nothing\nkept", *(f"stages < {count}\nkept" for count in counts[1:])]
     if jax.process_index() == 0:
-        path = output_directory(workdir, "control") / "stages.png"
-        visualize.save_png(path, visualize.table(rows, captions, names))
-        log.info("wrote what varies when stages are kept: %s", path)
+        with files.new_folder(f"{workdir}/control") as folder:
+            visualize.save_png(folder / "stages.png", visualize.table(rows, captions, names))
+        log.info("wrote what varies when stages are kept: %s/stages.png", folder)

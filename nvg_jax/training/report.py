@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from nvg_jax import granularity, hardware, visualize
+from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -99,7 +100,7 @@ class Report:
             write(self._writer)
             self._writer.flush()
             self._has_failed = False
-        except (OSError, tf.errors.OpError) as error:
+        except (OSError, UserError, tf.errors.OpError) as error:
             # Nobody reads on after a record that is half written: the next one begins a file.
             self._writer = None
             if not self._has_failed:
