@@ -86,16 +86,18 @@ def usable_workdir(workdir: str) -> str:
     path = readable_workdir(workdir)
     if is_remote(path):
         return path
-    path, missing = epath.Path(path).absolute(), ""
-    with said_why(workdir):
-        while not path.exists() and not path.is_symlink():
-            path, missing = path.parent, os.path.join(path.name, missing)
-        # Everything has another name than for other processes, which may do the same.
-        with tempfile.TemporaryDirectory(prefix=".nvg_jax_", dir=path) as directory:
-            place = epath.Path(directory) / missing
-            place.mkdir(parents=True, exist_ok=True)
-            (place / "file").write_bytes(bytes(4096))
-    return readable_workdir(workdir)
+    there, missing = os.path.abspath(path), ""
+    with said_why(path):
+        while not os.path.lexists(there):
+            there, name = os.path.split(there)
+            missing = os.path.join(name, missing)
+        # Under a name of its own: other processes may do the same at this time.
+        with tempfile.TemporaryDirectory(prefix=".nvg_jax_", dir=there) as directory:
+            place = os.path.join(directory, missing)
+            os.makedirs(place, exist_ok=True)
+            with open(os.path.join(place, "file"), "wb") as file:
+                file.write(bytes(4096))
+    return path
 
 
 def readable_workdir(workdir: str) -> str:
