@@ -8,6 +8,7 @@ is of such a kind that it may be killed; see `files` and `checkpoint`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -55,9 +56,9 @@ def _wait(reading: int) -> None:
 
 def _end(number: int) -> None:
     try:
-        if "nvg_jax.files" in sys.modules:
+        with contextlib.suppress(AttributeError, KeyError):  # Not imported, or not to the end.
             sys.modules["nvg_jax.files"].remove_unfinished()
-        if "multiprocessing.process" in sys.modules:
+        with contextlib.suppress(AttributeError, KeyError):
             for worker in sys.modules["multiprocessing.process"].active_children():
                 worker.terminate()
         what = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"

@@ -6,6 +6,7 @@ import logging
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -22,8 +23,8 @@ log = logging.getLogger(__name__)
 
 
 @job
-def control(config: ConfigDict, workdir: str) -> None:
-    """Writes `control/stages.png`, a picture as the paper's Figure 8.
+def control(config: ConfigDict, workdir: str) -> epath.Path | None:
+    """Writes `stages.png` in a new folder `control/`, which process 0 returns: a picture as the paper's Figure 8.
 
     Column j keeps the first j stages of the reference, j = 0..K + 1: in the upper half of the
     samples only their structure, in the lower half structure and content. The rows of each half
@@ -63,3 +64,5 @@ def control(config: ConfigDict, workdir: str) -> None:
         with files.new_folder(f"{workdir}/control") as folder:
             visualize.save_png(folder / "stages.png", visualize.table(rows, captions, names))
         log.info("wrote what varies when stages are kept: %s/stages.png", folder)
+        return folder
+    return None

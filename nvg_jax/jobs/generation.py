@@ -118,16 +118,17 @@ def collect(
 
 
 @job
-def sample(config: ConfigDict, workdir: str) -> None:
+def sample(config: ConfigDict, workdir: str) -> epath.Path | None:
     """Writes a new folder, `samples/` or else `samples-2/`, ...: `samples.npz`, a grid of samples
     and the strips of a few, as PNG, and `request.json`, what was asked of which weights.
 
-    Where `config.control` gives the first stages, their maps are in `given.png`.
+    Where `config.control` gives the first stages, their maps are in `given.png`. Process 0 returns
+    the folder.
     """
-    write_samples(config, workdir, "sample")
+    return write_samples(config, workdir, "sample")
 
 
-def write_samples(config: ConfigDict, workdir: str, for_job: str) -> None:
+def write_samples(config: ConfigDict, workdir: str, for_job: str) -> epath.Path | None:
     """What the job `sample` does, which others do as well."""
     class_ids = requested_classes(config, config.sampling.num_samples)
     model = load_model(config, workdir)
@@ -147,7 +148,7 @@ def write_samples(config: ConfigDict, workdir: str, for_job: str) -> None:
     stage_images = sharding.on_host(inference.stage_images_of(tokenizer, variables, few))
     strips = visualize.strips(stage_images, few.structure, tokenizer.grid)
     if jax.process_index() > 0:
-        return
+        return None
     with files.new_folder(f"{workdir}/samples") as folder:
         save_samples(folder / "samples.npz", Samples(images, class_ids))
         visualize.save_png(folder / "grid.png", visualize.grid(images[:100]))
@@ -163,6 +164,7 @@ def write_samples(config: ConfigDict, workdir: str, for_job: str) -> None:
     log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), folder)
     if given:
         log.info("wrote the given structure: %s/given.png", folder)
+    return folder
 
 
 def find_samples(workdir: str, **request: str) -> epath.Path | None:

@@ -6,6 +6,7 @@ import logging
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from ml_collections import ConfigDict
 
 from nvg_jax import files, visualize
@@ -19,8 +20,9 @@ log = logging.getLogger(__name__)
 
 
 @job
-def reconstruct(config: ConfigDict, workdir: str) -> None:
-    """Writes `strips.png` in a new folder `reconstructions/`: evaluation images coarse to fine."""
+def reconstruct(config: ConfigDict, workdir: str) -> epath.Path | None:
+    """Writes evaluation images coarse to fine: `strips.png` in a new folder `reconstructions/`,
+    which process 0 returns."""
     tokenizer = build_tokenizer(config)
     variables = load_tokenizer(config, workdir, tokenizer)
     batches = pipeline.evaluation_batches(
@@ -32,3 +34,5 @@ def reconstruct(config: ConfigDict, workdir: str) -> None:
         with files.new_folder(f"{workdir}/reconstructions") as folder:
             visualize.save_png(folder / "strips.png", strips)
         log.info("wrote %d reconstructions: %s/strips.png", len(images), folder)
+        return folder
+    return None
