@@ -78,7 +78,7 @@ def _numbered(path: epath.Path) -> Iterator[epath.Path]:
             yield candidate
 
 
-def usable_workdir(workdir: str) -> str:
+def usable_workdir(workdir: epath.PathLike) -> str:
     """The path with `~` for the home; UserError unless one can write there, or make it.
 
     Leaves nothing there.
@@ -100,7 +100,7 @@ def usable_workdir(workdir: str) -> str:
     return path
 
 
-def readable_workdir(workdir: str) -> str:
+def readable_workdir(workdir: epath.PathLike) -> str:
     """The path with `~` for the home; UserError for what is none."""
     workdir = os.fspath(workdir)
     try:

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 @job
 def control(config: ConfigDict, workdir: str) -> epath.Path | None:
-    """Writes `stages.png` in a new folder `control/`, which process 0 returns: a picture as the paper's Figure 8.
+    """Writes `stages.png` in a new folder `control/`, which process 0 returns: a picture as the
+    paper's Figure 8.
 
     Column j keeps the first j stages of the reference, j = 0..K + 1: in the upper half of the
     samples only their structure, in the lower half structure and content. The rows of each half
