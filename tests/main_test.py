@@ -1,7 +1,9 @@
 """The command line as a user sees it: real processes, their output and exit codes."""
 
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -45,3 +47,50 @@ def test_workdir_is_required():
     result = run(CONFIG)
     assert result.returncode != 0 and "Traceback" not in result.stderr
     assert "--workdir" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "workdir", ["", " ", __file__, "/proc/run", "/dev/null", "x" * 300, "a://b"]
+)
+def test_a_workdir_that_cannot_be_used_is_refused_at_once(workdir):
+    result = run(CONFIG, f"--workdir={workdir}")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and ("cannot be written" in line or "no directory" in line)
+
+
+@pytest.mark.parametrize(
+    ("number", "seconds", "code", "name"),
+    [(signal.SIGINT, 0.5, 130, "Ctrl-C"), (signal.SIGTERM, 1.5, 143, "SIGTERM")],
+)
+def test_a_signal_is_one_line(tmp_path, number, seconds, code, name):
+    command = [sys.executable, "-m", "nvg_jax.main", CONFIG, f"--workdir={tmp_path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(seconds)  # The imports take longer.
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=10)
+    assert process.returncode == code
+    assert errors.startswith(f"stopped by {name}") and len(errors.splitlines()) == 1
+
+
+_TALK = """
+import sys
+from nvg_jax import cli
+
+def main():
+    for _ in range(3):
+        print("\u00e4" * 20_000)
+    open(sys.argv[0] + ".done", "w").close()
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("ending", ["| head -c 1", "> /dev/full", ">&- 2>&-", "2> /dev/full <&-"])
+def test_output_that_nobody_takes_ends_nothing(tmp_path, ending):
+    program = tmp_path / "talk.py"
+    program.write_text(_TALK)
+    command = f"PYTHONPATH=. PYTHONIOENCODING=ascii {sys.executable} {program} {ending}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stderr == ""
+    assert (tmp_path / "talk.py.done").exists()
