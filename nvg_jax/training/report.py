@@ -104,7 +104,7 @@ class Report:
             # Nobody reads on after a record that is half written: the next one begins a file.
             self._writer = None
             if not self._has_failed:
-                reason = str(error).splitlines()[0].split("; ")[-1]
+                reason = str(error.__cause__ or error).splitlines()[0].split("; ")[-1]
                 log.warning(
                     "no summaries can be written to %s (%s): training goes on without them",
                     self._directory,
