@@ -7,7 +7,6 @@ import logging
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvg_jax import pixels, sharding, visualize
 from nvg_jax.errors import UserError
@@ -16,6 +15,7 @@ from nvg_jax.jobs.generation import collect, generate, requested_classes, sampli
 from nvg_jax.jobs.given import reference_image, reference_sequence
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import load_model, output_directory
+from nvg_jax.progress import track
 from nvg_jax.tokenizer import inference
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def control(config: ConfigDict, workdir: str) -> None:
     counts = range(len(stages) + 1)
     halves = {"structure": [], "structure\nand content": []}
     for keep_content, columns in enumerate(halves.values()):
-        for count in tqdm(counts, "stages kept", unit="stage", disable=None):
+        for count in track(counts, "stages kept", unit="stage"):
             given = sampler.Given(reference, count, count * keep_content)
             batches = generate(
                 model, settings, class_ids, batch_size, config.seed, given, quiet=True

@@ -10,7 +10,6 @@ from typing import Any
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvg_jax import keys, sharding, startup
 from nvg_jax.data import pipeline, token_cache
@@ -29,6 +28,7 @@ from nvg_jax.jobs.model import (
     save_config,
 )
 from nvg_jax.jobs.tokenization import tokenize
+from nvg_jax.progress import track
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
 from nvg_jax.training import loop
@@ -135,7 +135,7 @@ def _train_tokenizer(run: _Run, tokenizer: Tokenizer) -> Variables:
         """Measures the canvases' scales with the averaged weights, on training crops."""
         count = config.tokenizer.scale_batches
         with contextlib.closing(_images(run, schedule, "canvas scales")) as data:
-            batches = tqdm(itertools.islice(data, count), "canvas scales", count, disable=None)
+            batches = track(itertools.islice(data, count), "canvas scales", count, "batch")
             images = (sharding.place_batch(batch["image"], run.mesh) for batch in batches)
             return state.replace(ema=with_canvas_scales(tokenizer, state.ema, images))
 
