@@ -115,13 +115,11 @@ def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
 def _covered(levels: control.Levels) -> str:
     """How much of the picture the levels of a map cover, in few words however many there are."""
     shares = np.unique(levels, return_counts=True)[1] / levels.size
-    if len(shares) == 2:
-        shown = " and ".join(map(_percent, shares))
-    elif len(shares) <= 4:
-        shown = ", ".join(map(_percent, shares))
-    else:
-        shown = f"{_percent(shares.min())} to {_percent(shares.max())} each"
-    return f"{len(shares)} levels, from dark to bright, cover {shown} of the picture"
+    few = [_percent(share) for share in shares[:4]]
+    shown = f"{', '.join(few[:-1])} and {few[-1]} of the picture"
+    if len(shares) > len(few):
+        shown = f"{_percent(shares.min())} to {_percent(shares.max())} of the picture each"
+    return f"{len(shares)} levels, from dark to bright, cover {shown}"
 
 
 def _percent(share: float) -> str:
