@@ -52,12 +52,13 @@ def _read(path: epath.PathLike, decode: Callable[[Image.Image], Decoded]) -> Dec
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
     except Image.UnidentifiedImageError:
-        raise UserError(f"cannot read {path}: it is no image, or a damaged one") from None
+        raise UserError(f"cannot read {path}: it is no image, or damaged") from None
     except Image.DecompressionBombError:
         most = 2 * Image.MAX_IMAGE_PIXELS // 10**6
         raise UserError(f"{path} is too large: make it {most} million pixels or fewer") from None
     except Exception as error:  # Of a damaged file, Pillow's decoders raise anything.
-        raise UserError(f"cannot read {path}: {reason(error)}") from None
+        why = "" if getattr(error, "strerror", None) else "it is damaged or of an unknown kind, "
+        raise UserError(f"cannot read {path}: {why}{reason(error)}") from None
     if count > 1:
         log.info("%s holds %d pictures, of which the first is taken", path, count)
     return decoded

@@ -103,9 +103,9 @@ def whole(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda whole: b"", "it is no image, or a damaged one$"),
-        (lambda whole: b"no image", "it is no image, or a damaged one$"),
-        (lambda whole: whole[:20], "Truncated File Read$"),
+        (lambda whole: b"", "it is no image, or damaged$"),
+        (lambda whole: b"no image", "it is no image, or damaged$"),
+        (lambda whole: whole[:20], "it is damaged or of an unknown kind, Truncated File Read$"),
         (lambda whole: whole[: len(whole) // 2], "image file is truncated"),
         (lambda whole: whole[:50] + b"?" + whole[51:], "broken"),
         (lambda whole: _png_of(9_000, 10_000), "truncated"),
