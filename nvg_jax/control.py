@@ -209,7 +209,7 @@ def _refuse_unbalanced(share: Float[np.ndarray, "members"] | None, where: str) -
     if share is None:
         found = f"{where} has one level only, and its halves are not given"
     elif not np.isclose(share.mean(), 0.5):
-        found = f"{share.mean():.0%} of {where} is above the level that divides it, not 50%"
+        found = f"{100 * share.mean():.3g}% of {where} is above the level that divides it, not 50%"
     elif not np.isin(share, (0, 1)).all():
         found = f"a boundary in {where} runs through the midst of positions"
     else:

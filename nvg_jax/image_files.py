@@ -16,6 +16,8 @@ from nvg_jax.errors import UserError
 from nvg_jax.saving_errors import reason
 
 log = logging.getLogger(__name__)
+# Pillow logs some of what it raises as well.
+logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 Decoded = TypeVar("Decoded")
 

@@ -190,6 +190,7 @@ def test_strict_refuses_what_would_be_balanced():
     through[:6, 11:13] = 1  # Half of the pixels, but not of the positions.
     for levels, stages, message in (
         (quarter.astype(int), 2, "25% of the picture is above"),
+        (np.arange(288).reshape(12, 24) // 145, 2, "49.7% of the picture is above"),
         (through, 2, "runs through the midst of positions"),
         (np.arange(32).reshape(GRID) % 2, 3, "cluster 0 of stage 1 has one level only"),
         (np.arange(32).reshape(GRID) % 3, 3, "not balanced"),

@@ -98,7 +98,10 @@ def of_split(config: ConfigDict, workdir: str, network: Frozen, mesh: Mesh) -> R
     )
     path = epath.Path(workdir) / "reference.npz"
     if path.exists():
-        reference = load(path, data.image_size)
+        try:
+            reference = load(path, data.image_size)
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and it is made again") from None
         if reference.source == source:
             return reference
         log.info("%s is of %s: it is made again", path, reference.source)

@@ -87,3 +87,9 @@ def test_damaged_files(tmp_path):
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(UserError, match="is no .npz file"):
         reference.load(tmp_path / "array.npy", 4)
+
+
+def test_what_is_kept_in_the_workdir_and_damaged_is_to_be_removed(tiny_config, network, tmp_path):
+    (tmp_path / "reference.npz").write_text("")
+    with pytest.raises(UserError, match="is no .npz file, .*; remove it, and it is made again$"):
+        reference.of_split(tiny_config, str(tmp_path), network, sharding.create_mesh())
