@@ -30,8 +30,13 @@ def control(config: ConfigDict, workdir: str) -> None:
     are the requested classes, each with noise of its own. Above them the reference after j stages.
 
     Raises:
-      UserError: no reference, or one that `given.reference_image` refuses.
+      UserError: no reference, or one that `given.reference_image` refuses; a map.
     """
+    if config.control.structure:
+        raise UserError(
+            "the job control keeps stages of a reference image: config.control.structure is for "
+            "--job=sample"
+        )
     if not config.control.reference:
         raise UserError(
             "the job control needs a reference image: set --config.control.reference to a file, "

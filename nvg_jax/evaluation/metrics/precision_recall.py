@@ -22,6 +22,7 @@ class PrecisionRecall(Metric):
     streams = ("samples",)
     needs = frozenset({"features", "reference", "reference_images"})
     least_samples = 4
+    meaningful_from = 2000
 
     def __init__(self, *args: Any):
         super().__init__(*args)
