@@ -25,9 +25,7 @@ _SHARED = settings(
 )
 _INTEGERS = st.integers(-2, 9) | st.sampled_from([2**31, 2**32, -(2**40), 10**30])
 _FLOATS = st.floats(0, 2) | st.sampled_from([-0.5, math.nan, math.inf, -math.inf, 1e-30, 1e30])
-_TEXTS = st.sampled_from(
-    ["", "nonsense", "train", "test[:3]", "left", "/no", "a\nb", "é\0", "%s"]
-)
+_TEXTS = st.sampled_from(["", "nonsense", "train", "test[:3]", "left", "/no", "a\nb", "é\0", "%s"])
 _KINDS = {bool: st.booleans(), int: _INTEGERS, float: _FLOATS, str: _TEXTS}
 _KINDS[tuple] = st.tuples(_FLOATS, _FLOATS) | st.lists(st.one_of(*_KINDS.values())).map(tuple)
 
