@@ -81,8 +81,8 @@ def _download(address: str, path: epath.Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     try:
         with urllib.request.urlopen(address, timeout=60) as response, partial.open("wb") as file:
-            size = int(response.headers["Content-Length"] or 0)
-            with tqdm(total=size or None, unit="B", unit_scale=True, disable=None) as progress:
+            size = response.length  # None if the server does not say.
+            with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
                 while block := response.read(1 << 20):
                     progress.update(file.write(block))
         if size and partial.stat().length != size:

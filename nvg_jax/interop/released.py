@@ -141,9 +141,12 @@ def agreeing_copy(tokenizer: Tensors, carried: Tensors) -> str:
         problems.append(
             f"{len(differing)} of {len(carried)} {kind} tensors differ, the first {differing[0]}"
             if tensors
-            else f"it has no {kind} ones"
+            else f"there are no {kind} ones"
         )
-    raise UserError("; ".join(problems))
+    raise UserError(
+        f"the tokenizer is not the one on which the generator was trained: {'; '.join(problems)}. "
+        "Leave --tokenizer out to take the one that the generator's file carries"
+    )
 
 
 def _joined(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
