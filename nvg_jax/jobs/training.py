@@ -150,7 +150,7 @@ def checked_schedule(config: ConfigDict, name: str, mesh: Mesh, num_images: int)
     """How long a training takes; UserError if the mesh cannot share its batches."""
     prefix, training = f"config.{name}.training", config[name].training
     parts, size = training.microbatches, training.batch_size
-    if parts < 1 or size % parts:
+    if size % parts:
         raise UserError(f"{prefix}.microbatches={parts} does not divide batch_size={size}")
     sharding.process_batch_size(size // parts, mesh, f"{prefix}.batch_size / microbatches")
     return loop.Schedule.create(training, num_images)

@@ -95,7 +95,7 @@ def test_numbers_have_units_that_fit(show, value, expected):
     "changes, message",
     [
         ({"topology": "v5e:17x3"}, "config.compile.topology='v5e:17x3'"),
-        ({"topology": "local", "tasks": ("both",)}, "unknown task 'both'"),
+        ({"topology": "local", "tasks": ("both",)}, "'both',.: it has to be 'tokenizer' or"),
     ],
 )
 def test_mistakes_are_one_clear_line(tiny_config, tmp_path, changes, message):
