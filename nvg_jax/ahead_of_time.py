@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 
 from nvg_jax import hlo
 from nvg_jax.errors import UserError
+from nvg_jax.progress import Progress
 
 _USED = re.compile(r"(Used |HLO temporaries \()([\d.]+)([KMGT]?)")
 _USABLE = 0.98  # Of a chip's memory; the rest is the runtime's.
@@ -68,7 +69,7 @@ def compile_step(step: Any, mesh: Mesh, state: Any, *others: Any) -> Compiled:
         for leaf in jax.tree.leaves(state)
     )
     try:
-        with jax.set_mesh(mesh):
+        with jax.set_mesh(mesh), Progress("compiling", 1, "program"):
             compiled = step.trace(state, *others).lower().compile()
     except JaxRuntimeError as error:
         needed = memory_needed(str(error), state_bytes)

@@ -3,18 +3,20 @@
 A map says for every pixel which segment it belongs to, as a level 0, 1, ...; bright segments have
 high levels. Every stage halves every cluster, so that a map whose segments are not equally large
 has to be balanced: each cluster is divided between two levels, as evenly as they allow, and where
-one side is too large, its positions nearest to the boundary go to the other.
+one side is too large, its positions nearest to the boundary go to the other. Of equally near ones
+those nearest to the centre of the bright side stay with it, and of these, some all around it.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from einops import reduce
 from etils import epath
 from jaxtyping import Float, Int
-from PIL import Image
 
-from nvg_jax import granularity
+from nvg_jax import granularity, image_files
 from nvg_jax.errors import UserError
 
 Levels = Int[np.ndarray, "height width"]
@@ -33,7 +35,8 @@ def draw_shape(text: str, image_size: int) -> Levels:
     """A shape of level 1 on level 0, in a square map.
 
     It is 'circle:cx,cy,r', 'rect:x0,y0,x1,y1' (x to the right, y down, 0..1 over the image),
-    'left', 'right', 'top' or 'bottom'; anything else is a UserError.
+    'left', 'right', 'top' or 'bottom'. UserError: it is none of these, or covers no pixel of the
+    picture, or all.
     """
     center = (np.arange(image_size) + 0.5) / image_size
     x, y = center[None, :], center[:, None]
@@ -42,7 +45,7 @@ def draw_shape(text: str, image_size: int) -> Levels:
         numbers = [float(number) for number in rest.split(",")] if rest else []
         if name == "circle":
             cx, cy, radius = numbers
-            inside = (x - cx) ** 2 + (y - cy) ** 2 <= radius**2
+            inside = np.hypot(x - cx, y - cy) <= radius
         elif name == "rect":
             x0, y0, x1, y1 = numbers
             inside = (x >= x0) & (x <= x1) & (y >= y0) & (y <= y1)
@@ -51,8 +54,16 @@ def draw_shape(text: str, image_size: int) -> Levels:
             inside = np.broadcast_to(half, (image_size, image_size))
         else:
             raise ValueError
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
     except ValueError:
         raise UserError(f"unknown shape {text!r}: {_ADVICE}") from None
+    if inside.all():
+        raise UserError(f"{text} covers all of the picture: leave a part of it outside")
+    if not inside.any():
+        raise UserError(
+            f"{text} covers no pixel of the picture, whose sides go from 0 to 1: move or enlarge it"
+        )
     return inside.astype(int)
 
 
@@ -61,30 +72,31 @@ def read_map(path: epath.PathLike, image_size: int, grid: tuple[int, int]) -> Le
 
     UserError: it cannot be read, or has neither the size of the model's images nor of its latent.
     """
-    grey = np.asarray(read_image(path, "L"))
-    if grey.shape not in {(image_size, image_size), grid}:
-        height, width = grey.shape
+    if not epath.Path(path).exists():
+        raise UserError(f"there is no file {path}, and no such shape: {_ADVICE}")
+    levels = image_files.read_levels(path)
+    if levels.shape not in {(image_size, image_size), grid}:
+        height, width = levels.shape
         raise UserError(
             f"{path} is {width} x {height} pixels: a mask has to be {image_size} x {image_size}, "
             f"as the images, or {grid[1]} x {grid[0]}, as their latent"
         )
-    return grey.astype(int)
-
-
-def read_image(path: epath.PathLike, mode: str) -> Image.Image:
-    """The image in a file, in a Pillow mode as 'RGB'; UserError if it cannot be read."""
-    try:
-        with epath.Path(path).open("rb") as file, Image.open(file) as image:
-            return image.convert(mode)
-    except FileNotFoundError:
-        raise UserError(f"there is no file {path}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())}") from None
+    return levels
 
 
 def stages_for(levels: Levels) -> int:
     """How many stages, from 0 on, it takes until every level has a cluster of its own."""
     return (len(np.unique(levels)) - 1).bit_length() + 1
+
+
+def follows(
+    structure: Int[np.ndarray, "L"], levels: Levels, grid: tuple[int, int], num_stages: int
+) -> bool:
+    """Whether no cluster of the last of the first stages holds pixels of two levels."""
+    labels = structure.reshape(grid) >> (granularity.last_stage(structure.size) - num_stages + 1)
+    scale = [side // cells for side, cells in zip(levels.shape, grid, strict=True)]
+    pairs = np.stack([np.kron(labels, np.ones(scale, int)), levels])
+    return len(np.unique(pairs.reshape(2, -1), axis=1).T) == len(np.unique(labels))
 
 
 def structure_from_map(
@@ -105,25 +117,30 @@ def structure_from_map(
     there are no so many stages.
     """
     last_stage = granularity.last_stage(grid[0] * grid[1])
+    needed = stages_for(levels)
     values, levels = np.unique(levels, return_inverse=True)  # Keeps the shape.
     count = len(values)
+    if count < 2:
+        raise UserError("the map has one level only: it needs two or more, as black and white")
+    if needed > last_stage + 1:
+        raise UserError(
+            f"the map has {count} levels, and the model's last stage has only {2**last_stage} "
+            "clusters: use fewer levels, as a PNG with hard edges has"
+        )
     if not 2 <= num_stages <= last_stage + 1:
         raise UserError(
             f"{num_stages} stages cannot be given by a map: choose 2 to {last_stage + 1} of the "
             f"model's {last_stage + 1} stages"
         )
-    if count < 2:
-        raise UserError("the map has one level only: it needs two or more, as black and white")
-    if count > 2 ** (num_stages - 1):
-        needed = stages_for(levels)
-        advice = f", or give {needed} stages" if needed <= last_stage + 1 else ""
+    if needed > num_stages:
         raise UserError(
             f"the map has {count} levels, and stage {num_stages - 1} has only "
-            f"{2 ** (num_stages - 1)} clusters: use fewer levels{advice}"
+            f"{2 ** (num_stages - 1)} clusters: use fewer levels, or give {needed} stages"
         )
     above = [levels >= threshold for threshold in range(1, count)]
     share = np.stack([_by_position(mask.astype(float), grid) for mask in above])
     distance = np.stack([_by_position(_signed_distance(mask), grid) for mask in above])
+    place = np.indices(grid).reshape(2, -1) + 0.5
     labels = np.zeros(len(share[0]), int)
     divided_at = {0: None}  # Index of the threshold at which each cluster's parent was divided.
     for stage in range(num_stages - 1):
@@ -135,9 +152,10 @@ def structure_from_map(
                 where = f"cluster {cluster} of stage {stage}" if stage else "the picture"
                 _refuse_unbalanced(None if chosen is None else share[chosen, members], where)
             chosen = divided_at[cluster] if chosen is None else chosen
-            order = members[np.argsort(-distance[chosen, members], kind="stable")]
+            centre = (place * share[chosen]).sum(axis=1) / share[chosen].sum()
+            from_centre = place[:, members] - centre[:, None]
             children[members] = 2 * cluster
-            children[order[: len(members) // 2]] += 1
+            children[members[_innermost_half(distance[chosen, members], from_centre)]] += 1
             divided_at_next |= {2 * cluster: chosen, 2 * cluster + 1: chosen}
         labels, divided_at = children, divided_at_next
     return (labels << (last_stage - num_stages + 1)).astype(np.int32)
@@ -159,6 +177,24 @@ def _signed_distance(mask: np.ndarray) -> Float[np.ndarray, "height width"]:
     return distance_transform_edt(mask) - distance_transform_edt(~mask)
 
 
+def _innermost_half(
+    distance: Float[np.ndarray, "members"], from_centre: Float[np.ndarray, "2 members"]
+) -> Int[np.ndarray, "half"]:
+    """Which half of a cluster's positions lies innermost, by the signed distance to a boundary.
+
+    Of equal ones those are taken that are nearest to the centre, and where these are equal too, as
+    in a circle, every so-many-th around it: the rows of the grid would make a band of the circle.
+    """
+    y, x = np.round(from_centre, 6) + 0.0  # No -0.0, which has an angle of its own.
+    keys = np.round([np.hypot(x, y), -distance], 6)
+    order = np.lexsort([np.arctan2(y, x), *keys])
+    half = len(order) // 2
+    equal = (keys[:, order] == keys[:, order[half - 1], None]).all(axis=0)
+    before, tied = np.argmax(equal), order[equal]
+    spread = np.arange(half - before) * len(tied) // (half - before)
+    return np.concatenate([order[:before], tied[spread]])
+
+
 def _most_even(share: Float[np.ndarray, "thresholds members"]) -> int | None:
     """The threshold that divides a cluster's positions most evenly; None if none divides them."""
     mean = share.mean(axis=1)
@@ -173,7 +209,7 @@ def _refuse_unbalanced(share: Float[np.ndarray, "members"] | None, where: str) -
     if share is None:
         found = f"{where} has one level only, and its halves are not given"
     elif not np.isclose(share.mean(), 0.5):
-        found = f"{share.mean():.0%} of {where} is above the level that divides it, not 50%"
+        found = f"{100 * share.mean():.3g}% of {where} is above the level that divides it, not 50%"
     elif not np.isin(share, (0, 1)).all():
         found = f"a boundary in {where} runs through the midst of positions"
     else:

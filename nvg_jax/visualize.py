@@ -20,6 +20,12 @@ _GRID_CELL, _STRIP_CELL = 64, 96  # pixels: smaller images are magnified to at l
 _BACKGROUND = 255
 _TEXT_COLOUR = (70, 70, 70)
 
+# What to say where structure maps are shown.
+MAP_COLOURS = (
+    "every cluster has a colour: at stage 1 orange (dark in a given map) or blue (bright), later "
+    "one next to its parent's"
+)
+
 
 def grid(
     images: UInt8[np.ndarray, "B height width 3"],
@@ -47,7 +53,8 @@ def structure_picture(
 ) -> UInt8[np.ndarray, "rows columns 3"]:
     """Colours the structure of one stage, labels in [0, 2^stage).
 
-    The first three splits divide the colour circle into 2, 4, 8 hues, the later ones alternate
+    At stage 1 label 0 is orange, 1 blue: `MAP_COLOURS` says so in words. The first three splits
+    divide the colour circle into 2, 4, 8 hues, the later ones alternate
     between lightness and hue in ever smaller steps around the parent's colour, so that stages side
     by side read as one refinement. The only cluster of stage 0 is grey.
     """

@@ -85,9 +85,63 @@ def test_shapes(text, expected):
     assert " ".join("".join(map(str, row)) for row in drawn) == expected
 
 
-@pytest.mark.parametrize("text", ["circle:1,2", "circle:a,b,c", "rect", "left:1", "circle", "oval"])
+@pytest.mark.parametrize("cells", [4, 8, 16])
+@pytest.mark.parametrize("text", ["circle:0.5,0.5,0.3", "rect:0.25,0.25,0.75,0.75"])
+def test_equally_near_positions_are_taken_all_around(text, cells):
+    """What looks the same from every side is halved so: a circle stays one, and is no band."""
+    levels = control.draw_shape(text, 16 * cells)
+    grid, last_stage = (cells, cells), 2 * cells.bit_length() - 2
+    structure = control.structure_from_map(levels, grid, 2).reshape(grid) >> (last_stage - 1)
+    np.testing.assert_array_equal(structure, np.rot90(structure))
+    middle = slice(cells // 4, -cells // 4)
+    assert structure[middle, middle].all() and not structure[[0, 0, -1, -1], [0, -1, 0, -1]].any()
+
+
+def test_equally_near_positions_nearest_to_the_centre_stay():
+    """A column beside a straight boundary is divided into its midst and its ends."""
+    structure = control.structure_from_map(control.draw_shape("left", 16), (4, 4), 4)
+    midst = [0, 1, 1, 0]
+    np.testing.assert_array_equal(structure.reshape(4, 4) >> 1 & 1, np.transpose([midst] * 4))
+
+
+@pytest.mark.parametrize(
+    ("levels", "num_stages", "expected"),
+    [
+        (np.arange(32) % 2, 2, True),
+        (np.arange(32) % 2, 4, True),
+        (np.minimum(np.arange(32) % 4, 2), 3, True),
+        (np.arange(32) % 3, 3, False),
+        (np.arange(32) < 8, 2, False),
+    ],
+)
+def test_whether_a_structure_follows_its_map(levels, num_stages, expected):
+    for drawn in (levels.reshape(GRID).astype(int), blocks(levels.astype(int))):
+        structure = control.structure_from_map(drawn, GRID, num_stages)
+        assert control.follows(structure, drawn, GRID, num_stages) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["circle:1,2", "circle:a,b,c", "circle:nan,0,1", "circle:0,0,inf", "rect", "left:1", "oval"],
+)
 def test_unknown_shapes(text):
     with pytest.raises(UserError, match=r"unknown shape .*: choose circle:cx,cy,r, rect"):
+        control.draw_shape(text, 8)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("circle:2,2,0.1", "covers no pixel of the picture, whose sides go from 0 to 1"),
+        ("circle:1e200,0,1", "covers no pixel"),
+        ("circle:0.5,0.5,-0.3", "covers no pixel"),
+        ("rect:0.8,0,0.2,1", "covers no pixel"),
+        ("circle:0.5,0.5,30", "covers all of the picture: leave a part of it outside"),
+        ("rect:0,0,1,1", "covers all"),
+    ],
+)
+def test_shapes_outside_or_all_over_the_picture(text, message):
+    with pytest.raises(UserError, match=f"^{text} {message}"):
         control.draw_shape(text, 8)
 
 
@@ -107,11 +161,9 @@ def test_unfit_masks_are_one_clear_line(tmp_path):
     mask = _save(tmp_path / "mask.png", np.zeros((10, 12)))
     with pytest.raises(UserError, match="is 12 x 10 pixels: a mask has to be 24 x 24.* or 4 x 4"):
         control.read_map(mask, 24, (4, 4))
-    with pytest.raises(UserError, match="there is no file"):
-        control.read_map(str(tmp_path / "none.png"), 24, (4, 4))
-    (tmp_path / "text.png").write_text("no image")
-    with pytest.raises(UserError, match="cannot read"):
-        control.read_map(str(tmp_path / "text.png"), 24, (4, 4))
+    for text in (str(tmp_path / "none.png"), "oval:0.5,0.5,0.3", "a" * 300, "\0"):
+        with pytest.raises(UserError, match="there is no file .*, and no such shape: .*, bottom$"):
+            control.read_map(text, 24, (4, 4))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +171,9 @@ def test_unfit_masks_are_one_clear_line(tmp_path):
     [
         (np.ones(GRID, int), 2, "one level only"),
         (np.arange(32).reshape(GRID) % 5, 3, "5 levels, and stage 2 has only 4 .* give 4 stages"),
-        (np.arange(288).reshape(12, 24), 6, "288 levels, .* 32 clusters: use fewer levels$"),
+        (np.arange(288).reshape(12, 24), 6, "288 levels, and the model's last stage has only 32"),
+        (np.arange(288).reshape(12, 24), 10, "288 levels, and the model's last stage has only 32"),
+        (np.ones(GRID, int), 1, "one level only"),
         (np.arange(32).reshape(GRID) % 2, 7, "choose 2 to 6"),
         (np.arange(32).reshape(GRID) % 2, 1, "choose 2 to 6"),
     ],
@@ -136,6 +190,7 @@ def test_strict_refuses_what_would_be_balanced():
     through[:6, 11:13] = 1  # Half of the pixels, but not of the positions.
     for levels, stages, message in (
         (quarter.astype(int), 2, "25% of the picture is above"),
+        (np.arange(288).reshape(12, 24) // 145, 2, "49.7% of the picture is above"),
         (through, 2, "runs through the midst of positions"),
         (np.arange(32).reshape(GRID) % 2, 3, "cluster 0 of stage 1 has one level only"),
         (np.arange(32).reshape(GRID) % 3, 3, "not balanced"),

@@ -199,7 +199,7 @@ def workers_of(pid: int) -> list[int]:
 def test_a_token_cache_on_a_full_disk(config, tmp_path):
     config.tokenizer.training.epochs = 0.05
     result = run(
-        [*command(config, tmp_path), "--job=train", "--config.generator.training.epochs=0"]
+        [*command(config, tmp_path), "--job=train", "--config.generator.training.epochs=0.001"]
     )
     assert result.returncode == 0, result.stderr
     with small_disk(tmp_path, "4m") as disk:

@@ -18,6 +18,7 @@ seed and nothing else: not on the number of workers, nor on that of processes.
 import dataclasses
 import functools
 import itertools
+import json
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from typing import Any
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
 from ml_collections import ConfigDict
 
 from nvg_jax.data import digits, photos, shapes  # noqa: F401  Importing registers them with TFDS.
@@ -38,21 +40,44 @@ _PUBLISHED_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 
 
 def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
-    """TFDS builder of a dataset, prepared or not; UserError if TFDS knows no such dataset."""
+    """TFDS builder of a dataset, prepared or not.
+
+    UserError: TFDS knows no such dataset, or cannot read what describes the prepared one.
+    """
+    where = f"in {data_dir or tfds.core.constants.DATA_DIR}"
+    cannot = f"cannot load dataset {dataset!r} {where}"
     try:
-        return tfds.builder(dataset, data_dir=data_dir or None)
-    except tfds.core.DatasetNotFoundError:
-        # Its message lists every dataset of TFDS.
-        reason = "TFDS has none of that name"
-    except (ValueError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-    raise UserError(f"unknown dataset {dataset!r}: {reason}")
+        builder = tfds.builder(dataset, data_dir=data_dir or None)
+    except tfds.core.DatasetNotFoundError:  # Its message lists every dataset of TFDS.
+        raise UserError(
+            f"unknown dataset {dataset!r}: TFDS has none of that name, and none is prepared {where}"
+        ) from None
+    except (UnicodeError, json.JSONDecodeError, json_format.ParseError, RuntimeError) as error:
+        raise UserError(
+            f"{cannot}: its dataset_info.json or features.json is damaged ({_few_words(error)}): "
+            "copy it anew, or remove the dataset there and prepare it again"
+        ) from None
+    except Exception as error:  # Of names, and of descriptions that are odd, TFDS raises anything.
+        raise UserError(f"{cannot}: {_few_words(error)}") from None
+    if builder.data_path.exists() and not builder.info.splits:
+        raise UserError(
+            f"{cannot}: {builder.data_path} has no dataset_info.json, or one without splits: copy "
+            "it anew, or remove the dataset there and prepare it again"
+        )
+    return builder
+
+
+def _few_words(error: Exception) -> str:
+    """What TFDS says, without what it was called with."""
+    text = getattr(error, "strerror", None) or str(error).rpartition('": ')[2]
+    text = " ".join(text.partition("Here are")[0].splitlines()[:3])  # Then come long lists.
+    return " ".join(text.split())[:200].rstrip(".") or type(error).__name__
 
 
 def num_examples(config: ConfigDict, split: str) -> int:
     """Number of examples of a split such as 'train' or 'train[:90%]'.
 
-    UserError: no such dataset or split, or the dataset is not prepared.
+    UserError: no such dataset or split, the split is empty, or the dataset is not prepared.
     """
     return _prepared(config, split)[1].num_examples
 
@@ -153,21 +178,27 @@ def _prepared(config: ConfigDict, split: str) -> tuple[tfds.core.DatasetBuilder,
         command = ["python", "-m", "nvg_jax.data.prepare", config.dataset]
         if config.data_dir:
             command.append(f"--data_dir={config.data_dir}")
-        raise UserError(f"dataset {config.dataset} is not prepared: run `{shlex.join(command)}`")
+        raise UserError(
+            f"dataset {config.dataset} is not prepared, there is no {builder.data_path}: run "
+            f"`{shlex.join(command)}`, or set config.data.data_dir to the folder that holds "
+            f"{builder.name}/"
+        )
     splits = builder.info.splits
     try:
-        return builder, splits[split]
+        info = splits[split]
     except (ValueError, KeyError) as error:
+        sizes = (f"{name} ({each.num_examples} examples)" for name, each in splits.items())
         raise UserError(
-            f"unknown split {split!r} of {builder.info.full_name}: there are {', '.join(splits)} "
+            f"unknown split {split!r} of {builder.info.full_name}: there are {', '.join(sizes)} "
             "and slices of them, such as 'train[:90%]'"
         ) from error
+    if info.num_examples <= 0:
+        raise UserError(f"split {split!r} of {config.dataset} is empty")
+    return builder, info
 
 
 def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:
     builder, info = _prepared(config, split)
-    if not info.num_examples:
-        raise UserError(f"split {split!r} of {config.dataset} is empty")
     features = dict(builder.info.features.items())
     _check_features(config, features, masks)
     shorter_side = round(config.resize_ratio * config.image_size)
@@ -180,6 +211,11 @@ def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:
         raise UserError(
             f"dataset {config.dataset} in {builder.data_dir} is not in ArrayRecord files: "
             "prepare it in another data_dir, or remove it and prepare it again"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"cannot open split {split!r} of {config.dataset} in {builder.data_dir}: "
+            f"{_few_words(error)}"
         ) from error
     # Other features, such as boxes, would be decoded for nothing.
     names = ["image", "label", "file_name"] + ["segmentation_mask"] * masks

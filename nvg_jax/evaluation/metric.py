@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +25,8 @@ from nvg_jax.evaluation.archive import Samples
 from nvg_jax.evaluation.streams import Seen
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.tokenizer.model import Tokenizer
+
+log = logging.getLogger(__name__)
 
 # A name for `config.evaluation.metrics`: its file in evaluation/metrics, and its class there. They
 # are imported when they are asked for, and shown in this order.
@@ -61,17 +64,24 @@ class Metric:
       'reference'          statistics of real images' features, 'reference_spatial' also of spatial
                            ones, 'reference_images' also the features of single images.
     least_samples: how many samples it needs.
+    meaningful_from: from how many images on its numbers mean something: below, `measure` warns.
     """
 
     streams: tuple[str, ...] = ()
     needs: frozenset[str] = frozenset()
     least_samples = 0
+    meaningful_from = 0
 
     def __init__(self, config: ConfigDict, num_samples: int):
         """num_samples: how many there will be in the stream 'samples'."""
         self.config, self.num_samples = config, num_samples
         self.parts: list[Any] = []
         self.limit = math.inf  # Rows that `update` keeps.
+
+    @property
+    def num_images(self) -> int:
+        """Of how many images its numbers are: at first those of the stream 'samples'."""
+        return self.num_samples
 
     @property
     def full(self) -> bool:
@@ -152,6 +162,7 @@ def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
     """
     wanted, settings = set(config.evaluation.metrics), config.evaluation
     count = len(samples.images) if samples else settings.num_samples
+    num_classes = config.data.num_classes
     chosen = []
     for name in (name for name in METRICS if name in wanted):
         module, kind = METRICS[name].split(".")
@@ -165,6 +176,11 @@ def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
             )
         if "classes" in kind.needs and samples and samples.class_ids is None:
             raise UserError(f"{settings.samples} has no classes (arr_1), which {name} needs")
+        if "classes" in kind.needs and samples and samples.class_ids.max() >= num_classes:
+            raise UserError(
+                f"arr_1 of {settings.samples} has class {samples.class_ids.max()}, which {name} "
+                f"does not know: config.data.num_classes is {num_classes}"
+            )
         chosen.append(kind(config, count))
         if "masks" in kind.needs:
             pipeline.evaluation_batches(config.data, config.data.eval_split, 1, masks=True)
@@ -185,4 +201,23 @@ def measure(metrics: list[Metric], resources: Resources) -> list[dict[str, Any]]
             batches = streams.of_images(*resources.samples, mesh, size, stream)
         seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
         streams.measure(looking, stream, batches, *seeing)
-    return [metric.result(resources) for metric in metrics]
+    found = [metric.result(resources) for metric in metrics]
+    if jax.process_index() == 0 and (warning := of_few_images(metrics, found)):
+        log.warning(warning)
+    return found
+
+
+def of_few_images(metrics: list[Metric], found: list[dict[str, Any]]) -> str:
+    """What to say of results that are of too few images, in one line; '' if all are of enough."""
+    few: dict[int, list[str]] = {}
+    for metric, results in zip(metrics, found, strict=True):
+        if metric.num_images < metric.meaningful_from:
+            few.setdefault(metric.num_images, []).extend(results)
+    if not few:
+        return ""
+    shown = "; ".join(f"{', '.join(names)} of {count:,} images" for count, names in few.items())
+    least = max(metric.meaningful_from for metric in metrics)
+    return (
+        f"{shown}: below {least:,} images these mean little, and can only be compared with numbers "
+        "of as many"
+    )

@@ -50,13 +50,22 @@ class Reference(NamedTuple):
 
 
 def load(path: epath.PathLike, image_size: int) -> Reference:
-    """Reads a reference; UserError if the file is none, or its images are not of this size."""
+    """Reads a reference; UserError if the file is none, or its images are not of this size, or its
+    statistics no numbers of these shapes."""
     arrays = archive.load(path, image_size)
 
     def statistics(mean: str, covariance: str) -> Statistics | None:
         if mean not in arrays or covariance not in arrays:
             return None
-        return Statistics(*(arrays[name].astype(np.float64) for name in (mean, covariance)))
+        found = arrays[mean], arrays[covariance]
+        numbers = all(array.dtype.kind in "fiu" and np.isfinite(array).all() for array in found)
+        if not numbers or found[0].ndim != 1 or found[1].shape != 2 * found[0].shape:
+            shapes = " and ".join(f"{array.dtype} {list(array.shape)}" for array in found)
+            raise UserError(
+                f"{mean} and {covariance} of {path} are {shapes}: they have to be a mean [D] and a "
+                "covariance [D, D] of finite numbers"
+            )
+        return Statistics(*(array.astype(np.float64) for array in found))
 
     pool, spatial = statistics("mu", "sigma"), statistics("mu_s", "sigma_s")
     if pool is None and "arr_0" not in arrays:
@@ -89,7 +98,10 @@ def of_split(config: ConfigDict, workdir: str, network: Frozen, mesh: Mesh) -> R
     )
     path = epath.Path(workdir) / "reference.npz"
     if path.exists():
-        reference = load(path, data.image_size)
+        try:
+            reference = load(path, data.image_size)
+        except UserError as error:
+            raise UserError(f"{error}; remove it, and it is made again") from None
         if reference.source == source:
             return reference
         log.info("%s is of %s: it is made again", path, reference.source)

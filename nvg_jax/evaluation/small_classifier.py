@@ -18,13 +18,13 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
-from tqdm import trange
 
 from nvg_jax import checkpoint, keys, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.data.stream import Order
 from nvg_jax.frozen.inception import ImageFeatures
 from nvg_jax.frozen.weights import Frozen
+from nvg_jax.progress import track
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def train(data: ConfigDict, settings: ConfigDict, seed: int) -> Frozen:
     order = keys.integer(seed, "classifier", "images")
     batches = pipeline.train_iterator(data, Order(settings.batch_size, order))
     with contextlib.closing(batches):
-        for _ in trange(num_steps, desc="classifier", unit="step", disable=None):
+        for _ in track(range(num_steps), "classifier", unit="step"):
             batch = next(batches)
             state = step(state, batch["image"], batch["label"])
     return Frozen(module, state[0])

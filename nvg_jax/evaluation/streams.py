@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvg_jax import pixels, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.frozen.inception import ImageFeatures
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.granularity import GranularitySequence
+from nvg_jax.progress import track
 from nvg_jax.tokenizer.model import Tokenizer
 
 Batch = dict[str, Any]
@@ -42,7 +42,7 @@ def of_split(
         process_count=count,
         masks=masks,
     )
-    for batch in tqdm(batches, split, unit="batch", disable=None):
+    for batch in track(batches, split, unit="batch"):
         yield sharding.place_batch(batch, mesh)
 
 
@@ -56,7 +56,7 @@ def of_images(
     """Images that every process holds; without a description there is no progress bar."""
     size = device_batch_size * sharding.num_batch_shards(mesh)
     starts = range(0, len(images), size)
-    for start in tqdm(starts, description, unit="batch", disable=None if description else True):
+    for start in track(starts, description, unit="batch", quiet=not description):
         index = np.arange(start, start + size)
         rows = index % len(images)
         batch = {"image": pixels.from_uint8(images[rows]), "mask": index < len(images)}

@@ -134,8 +134,9 @@ def sample(
         if stage < content_given:
             tokens = _given_tokens(sequence.tokens, number)
         else:
-            missing, drawing = _missing(generator, params["content"], state, number, scales)
-            guidance = np.float32(ramp(settings.content_guidance, stage, last_stage))
+            guidance = _guidance(settings.content_guidance, stage, last_stage)
+            passes = 1 if guidance is None else 2
+            missing, drawing = _missing(generator, passes, params["content"], state, number, scales)
             top_p = np.float32(top_p_at(settings.top_p, stage, last_stage))
             rows = min(max(2**stage, SHARED_ROWS), 2**last_stage)
             tokens = _draw_tokens(
@@ -147,7 +148,7 @@ def sample(
         if stage + 1 < structure_given:
             state = _give_structure(state, sequence.structure, number)
         elif stage < last_stage - 1:
-            guidance = np.float32(ramp(settings.structure_guidance, stage, last_stage))
+            guidance = _guidance(settings.structure_guidance, stage, last_stage)
             scores = _scores(generator, settings, params["structure"], state, number, guidance)
             state = _split(state, scores, number, settings.gumbel_split)
         else:  # The last split only names the two positions of each pair.
@@ -173,34 +174,43 @@ def _start(
     return State(class_id, image_keys, *arrays)
 
 
-@functools.partial(jax.jit, static_argnames="generator")
+def _guidance(pair: tuple[float, float], stage: int, last_stage: int) -> np.float32 | None:
+    """As `ramp`; None for 1, which needs no second pass without the class."""
+    guidance = ramp(pair, stage, last_stage)
+    return None if guidance == 1 else np.float32(guidance)
+
+
+@functools.partial(jax.jit, static_argnames=("generator", "passes"))
 def _missing(
     generator: Generator,
+    passes: int,
     params: Variables,
     state: State,
     stage: Stage,
     scales: Float[Array, "canvases"],
-) -> tuple[Float[Array, "2 B L C"], Key[Array, "B"]]:
-    """What is missing in each cluster, with the class and without, and the keys to draw it with.
+) -> tuple[Float[Array, "passes B L C"], Key[Array, "B"]]:
+    """What is missing in each cluster, with the class and in a second pass without it, and the keys
+    to draw the tokens with.
 
     Of the L clusters the first 2^stage exist, so that one program serves all stages.
     """
+    each = jax.tree.map(lambda x: jnp.concatenate([x] * passes), state._replace(keys=None))
     no_class = jnp.full_like(state.class_id, generator.sizes.num_classes)
-    both = jax.tree.map(lambda x: jnp.concatenate([x, x]), state._replace(keys=None))
+    classes = jnp.concatenate([state.class_id, no_class])[: len(each.class_id)]
     final_canvas = generator.content.apply(
         {"params": params},
-        both.canvas,
-        both.structure,
-        jnp.full_like(both.class_id, stage),
-        jnp.concatenate([state.class_id, no_class]),
+        each.canvas,
+        each.structure,
+        jnp.full_like(classes, stage),
+        classes,
         scales,
-        both.canvas_noise,
+        each.canvas_noise,
     )
-    labels = granularity.labels_at(both.structure, stage)
+    labels = granularity.labels_at(each.structure, stage)
     length = generator.sizes.num_positions
-    missing = generator.content.missing(final_canvas, both.canvas, labels, length)
+    missing = generator.content.missing(final_canvas, each.canvas, labels, length)
     stage_keys = keys.of_stage(state.keys, "tokens", stage)
-    return jnp.stack(jnp.split(missing, 2)), stage_keys
+    return jnp.stack(jnp.split(missing, passes)), stage_keys
 
 
 @functools.partial(jax.jit, static_argnames=("generator", "settings", "rows"))
@@ -209,16 +219,15 @@ def _draw_tokens(
     settings: Settings,
     rows: int,
     params: Variables,
-    missing: Float[Array, "2 B L C"],
+    missing: Float[Array, "passes B L C"],
     stage_keys: Key[Array, "B"],
-    guidance: Number,
+    guidance: Number | None,
     top_p: Number,
 ) -> Int[Array, "B L"]:
     """Tokens for the first `rows` clusters, from the logits with the class and without."""
-    with_class, without = (
-        generator.content.token_logits(params, each[:, :rows]) for each in missing
-    )
-    logits = without + guidance * (with_class - without)
+    logits, *others = (generator.content.token_logits(params, each[:, :rows]) for each in missing)
+    for without in others:
+        logits = without + guidance * (logits - without)
     bound = None if settings.top_p == (1.0, 1.0) else top_p
     tokens = content.draw(logits, stage_keys, settings.temperature, settings.top_k, bound)
     return jnp.pad(tokens, ((0, 0), (0, generator.sizes.num_positions - rows)))
@@ -256,7 +265,7 @@ def _scores(
     params: Variables,
     state: State,
     stage: Stage,
-    guidance: Number,
+    guidance: Number | None,
 ) -> Float[Array, "B L"]:
     """As the structure generator's `scores`."""
     given = (state.canvas, state.structure, stage, state.class_id, state.noise, guidance)

@@ -13,7 +13,7 @@ class StackSizes:
 
     drop_path: the probability that the last block is dropped for a sample; the first has none.
     remat: what the backward pass recomputes of each block, a name in `transformer.REMAT`.
-    attention: the implementation, as `jax.nn.dot_product_attention` knows it: 'xla' or 'cudnn'.
+    attention: its implementation, a name in `transformer.ATTENTION`.
     dtype: of the products; parameters, norms and softmax are float32.
     """
 

@@ -153,37 +153,40 @@ class StructureFlow(nn.Module):
         stage: Int[Array, ""],
         class_id: Int[Array, "B"],
         noise: Float[Array, "B L K"],
-        guidance: Float[Array, ""],
+        guidance: Float[Array, ""] | None,
         num_steps: int,
     ) -> Float[Array, "B L"]:
         """How much each position belongs to the upper half of its cluster, in about [-1, 1].
 
         Euler steps from noise to structure, of which the stage's own channel is the result.
-        guidance: moves the velocity away from that of no class; 1 leaves it.
+        guidance: moves the velocity away from that of no class; None leaves it, in half the time.
         """
-        batch = class_id.shape[0]
         known, bits = self._known(stage), _embedding(structure, stage)
         times = jnp.asarray(flow_times(num_steps, self.sizes.num_positions), jnp.float32)
-        class_and_none = jnp.concatenate(
-            [class_id, jnp.full_like(class_id, self.sizes.num_classes)]
-        )
+        classes = [class_id]
+        if guidance is not None:
+            classes.append(jnp.full_like(class_id, self.sizes.num_classes))
+        classes = jnp.concatenate(classes)
+        passes = len(classes) // len(class_id)
 
-        def twice(x: Array) -> Array:
-            return jnp.concatenate([x, x])
+        def each(x: Array) -> Array:
+            return jnp.concatenate([x] * passes)
 
         def euler(state: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
             time, next_time = interval
             velocity = self.apply(
                 {"params": params},
-                twice(state),
-                twice(canvas),
-                twice(structure),
-                jnp.full((2 * batch,), stage),
-                jnp.full((2 * batch,), time),
-                class_and_none,
+                each(state),
+                each(canvas),
+                each(structure),
+                jnp.full_like(classes, stage),
+                jnp.full(classes.shape, time),
+                classes,
             )
-            with_class, without = jnp.split(velocity, 2)
-            state += (next_time - time) * (without + guidance * (with_class - without))
+            if guidance is not None:
+                velocity, without = jnp.split(velocity, 2)
+                velocity = without + guidance * (velocity - without)
+            state += (next_time - time) * velocity
             return jnp.where(known, bits, state), None
 
         start = jnp.where(known, bits, noise)

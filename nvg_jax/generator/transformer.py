@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -25,8 +26,6 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-ATTENTION = ("xla", "cudnn")
-
 xavier = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(0.02)
 
@@ -145,6 +144,27 @@ def rotate(x: Float[Array, "B T H E"], rotation: Rotation) -> Float[Array, "B T 
     return (x * cos + partner * sin).astype(x.dtype)
 
 
+def _head_by_head(
+    q: Float[Array, "B T H E"], k: Float[Array, "B T H E"], v: Float[Array, "B T H E"]
+) -> Float[Array, "B T H E"]:
+    """Attention with the softmax in float32, as products of one matrix a head.
+
+    XLA's CPU backend takes half the time for them that it takes for `jax.nn.dot_product_attention`,
+    where the heads stand between the sums' axes; on accelerators the layout is XLA's choice.
+    """
+    q, k, v = (rearrange(x, "b t h e -> b h t e") for x in (q * q.shape[-1] ** -0.5, k, v))
+    scores = jnp.einsum("bhte,bhse->bhts", q, k, preferred_element_type=jnp.float32)
+    weights = jax.nn.softmax(scores).astype(v.dtype)
+    return rearrange(jnp.einsum("bhts,bhse->bhte", weights, v), "b h t e -> b t h e")
+
+
+# By the name that a config gives it.
+ATTENTION = {
+    "xla": _head_by_head,
+    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+}
+
+
 class Block(nn.Module):
     """Attention and MLP in parallel, shifted, scaled and gated by one vector per sample."""
 
@@ -170,8 +190,7 @@ class Block(nn.Module):
         q, k, v = rearrange(qkv, "b t part (h e) -> part b t h e", h=self.sizes.num_heads)
         q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), rope).astype(dtype)
         k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), rope).astype(dtype)
-        attended = jax.nn.dot_product_attention(q, k, v, implementation=self.sizes.attention)
-        attended = rearrange(attended, "b t h e -> b t 1 (h e)")
+        attended = rearrange(ATTENTION[self.sizes.attention](q, k, v), "b t h e -> b t 1 (h e)")
         update = dense(width, dtype, "linear2", (None, "hidden", "embed"), axis=(-2, -1))(
             jnp.concatenate([attended, nn.gelu(mlp, approximate=True)], axis=2)
         )

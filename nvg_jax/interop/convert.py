@@ -1,14 +1,13 @@
 """Converts the authors' released PyTorch checkpoints to weights directories of this program.
 
     python -m nvg_jax.interop.convert --config=configs/nvg_d16.py \
-        --tokenizer=ckpt/ae.ckpt --generator=ckpt/d16.ckpt --output=DIR
+        --generator=ckpt/d16.ckpt --output=DIR [--tokenizer=ckpt/ae.ckpt]
 
 The release is the gated Hugging Face repository yikaiwang/NVG, where one agrees to a non-commercial
 licence: the tokenizer `ckpt/ae.ckpt` and generators of 16 blocks and more, `ckpt/d16.ckpt` and so
 on. Nothing that a checkpoint names is run or imported.
 """
 
-import numpy as np
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags
@@ -18,48 +17,67 @@ from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
 from nvg_jax.generator.model import build_generator
 from nvg_jax.interop import released
-from nvg_jax.interop.torch_file import float_arrays, read_torch_file
+from nvg_jax.interop.torch_file import stored_tensors
+from nvg_jax.interop.translate import Tensors
 from nvg_jax.tokenizer.model import build_tokenizer
 
 
 def convert(config: ConfigDict, tokenizer: str, generator: str, output: str) -> list[str]:
     """Writes the weights of the given checkpoints to `output`/tokenizer and `output`/generator.
 
-    tokenizer, generator: paths of `.ckpt` files; an empty one is left out. With both, the canvas
-    scales are those that the generator was trained with; without it, the published ones.
+    tokenizer, generator: paths of `.ckpt` files; an empty one is left out. With a generator, its
+    tokenizer and the canvas scales are those that it was trained with; without, the canvas scales
+    are the published ones.
 
     Returns the flags with which other commands use the weights. UserError: there is nothing to
-    convert, a file cannot be read or does not fit the config, or a directory is there already.
+    convert, a file cannot be read or does not fit the config, the tokenizer is not the one that the
+    generator was trained on, or a directory is there already.
     """
     if not tokenizer and not generator:
         raise UserError("nothing to convert: give --tokenizer, --generator or both")
-    generator_tensors = load_state_dict(generator) if generator else {}
-    converted = {}
-    if tokenizer:
-        module = build_tokenizer(config)
-        scales = released.canvas_scales_of(generator_tensors) if generator else None
-        variables = released.tokenizer_variables(load_state_dict(tokenizer), module, scales)
-        converted["tokenizer"] = variables, module.architecture
+    targets = {name: epath.Path(output) / name for name in ("tokenizer", "generator")}
+    if not generator:
+        del targets["generator"]
+    for target in targets.values():
+        if target.exists():
+            raise UserError(f"{target} exists already: choose another place, or remove it first")
+    print("reading " + " and ".join(filter(None, (tokenizer, generator))), flush=True)
+    generator_tensors = stored_tensors(generator, "state_dict") if generator else {}
+    scales = released.canvas_scales_of(generator_tensors) if generator else None
+    tokenizer_tensors = _tokenizer_tensors(tokenizer, generator, generator_tensors)
+    module = build_tokenizer(config)
+    variables = released.tokenizer_variables(tokenizer_tensors, module, scales)
+    converted = {"tokenizer": (variables, module.architecture)}
     if generator:
         module = build_generator(config)
         variables = released.generator_variables(generator_tensors, module)
         converted["generator"] = variables, module.architecture
-    for name, (variables, architecture) in converted.items():
-        save_weights(epath.Path(output) / name, variables, architecture)
-    return [f"--config.{name}.checkpoint={epath.Path(output) / name}" for name in converted]
+    for name, target in targets.items():
+        print(f"writing {target}", flush=True)
+        save_weights(target, *converted.pop(name))  # Nothing keeps it longer than needed.
+    return [f"--config.{name}.checkpoint={target}" for name, target in targets.items()]
 
 
-def load_state_dict(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a Lightning checkpoint's `state_dict`, in float32.
+def _tokenizer_tensors(tokenizer: str, generator: str, generator_tensors: Tensors) -> Tensors:
+    """Those that the generator carries or, where it carries none, those of the tokenizer's file.
 
-    UserError: PyTorch is not installed, or the file is missing, damaged, no Lightning checkpoint,
-    or names what PyTorch's restricted unpickler refuses.
+    Says which; UserError: there are none, or the file's are not those that the generator carries.
     """
-    checkpoint = read_torch_file(path)
-    state_dict = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(state_dict, dict):
-        raise UserError(f"{path} is not a Lightning checkpoint: it holds no state_dict")
-    return float_arrays(state_dict)
+    given = stored_tensors(tokenizer, "state_dict") if tokenizer else {}
+    carried = released.carried_tokenizer(generator_tensors)
+    if not generator:
+        return given
+    if not carried:
+        if not tokenizer:
+            raise UserError(f"{generator} carries no tokenizer: give one with --tokenizer")
+        print(f"{generator} carries no tokenizer, with which {tokenizer} could be compared")
+        return given
+    if not tokenizer:
+        print(f"the tokenizer is the one that {generator} carries")
+        return carried
+    kind = released.agreeing_copy(given, carried)
+    print(f"the tokenizer that {generator} carries are the {kind} tensors of {tokenizer}")
+    return carried
 
 
 def main() -> None:

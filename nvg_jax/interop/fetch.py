@@ -11,17 +11,19 @@ import argparse
 import hashlib
 import http.client
 import sys
+import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
 from etils import epath
+from tqdm import tqdm
 
 from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.weights import PublishedFile
 from nvg_jax.interop.frozen_names import frozen_variables
-from nvg_jax.interop.torch_file import float_arrays, import_torch, read_torch_file
+from nvg_jax.interop.torch_file import stored_tensors
+from nvg_jax.interop.translate import Tensors
 
 
 def fetch(
@@ -32,15 +34,14 @@ def fetch(
     directory: of all frozen networks' weights; '' for the default. Downloads stay in `downloads`.
     given: paths of published files that are there already, by the files' names.
 
-    UserError: PyTorch is not installed, or a file cannot be downloaded, cannot be read or is
-    another one.
+    UserError: a file cannot be downloaded, cannot be read or is another one.
     """
     network = weights.NETWORKS[name]
     folder = weights.weights_directory(directory)
     target = folder / name
     if target.exists():
         return f"{name} is already in {target}"
-    state_dict: dict[str, np.ndarray] = {}
+    state_dict: Tensors = {}
     for file in (weights.FILES[file_name] for file_name in network.files):
         path = (given or {}).get(file.name)
         state_dict |= _read_published(file, path) if path else _download_once(file, folder)
@@ -54,22 +55,16 @@ def fetch(
     return f"{name} is now in {target}"
 
 
-def _download_once(file: PublishedFile, folder: epath.Path) -> dict[str, np.ndarray]:
+def _download_once(file: PublishedFile, folder: epath.Path) -> Tensors:
     """The tensors of a published file, which is downloaded unless it is in `folder`/downloads."""
     path = folder / "downloads" / file.file_name
     if path.exists():
         return _read_published(file, path)
-    torch = import_torch()
     print(f"downloading {file.description} ({file.licence}) from {file.address}", flush=True)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(
-            file.address,
-            str(path),
-            hash_prefix=file.sha256_prefix or None,
-            progress=sys.stderr.isatty(),
-        )
-    except (OSError, RuntimeError, http.client.HTTPException) as error:
+        _download(file.address, path)
+    except (OSError, http.client.HTTPException) as error:
         raise UserError(
             f"cannot download {file.address} ({' '.join(str(error).split())}): put the file at "
             f"{path}, or say where it is with --file {file.name}=PATH"
@@ -77,11 +72,27 @@ def _download_once(file: PublishedFile, folder: epath.Path) -> dict[str, np.ndar
     try:
         return _read_published(file, path)
     except UserError:
-        path.unlink()  # A connection that ended early leaves a file that looks complete.
+        path.unlink()  # A server can answer with something else.
         raise
 
 
-def _read_published(file: PublishedFile, path: epath.PathLike) -> dict[str, np.ndarray]:
+def _download(address: str, path: epath.Path) -> None:
+    """Writes what is at the address to a file, which is there only once it is whole."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with urllib.request.urlopen(address, timeout=60) as response, partial.open("wb") as file:
+            size = response.length  # None if the server does not say.
+            with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
+                while block := response.read(1 << 20):
+                    progress.update(file.write(block))
+        if size and partial.stat().length != size:
+            raise OSError(f"the connection ended after {partial.stat().length} of {size} bytes")
+        partial.rename(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _read_published(file: PublishedFile, path: epath.PathLike) -> Tensors:
     try:
         with open(path, "rb") as opened:
             found = hashlib.file_digest(opened, "sha256").hexdigest()
@@ -90,13 +101,10 @@ def _read_published(file: PublishedFile, path: epath.PathLike) -> dict[str, np.n
     if not found.startswith(file.sha256_prefix):
         raise UserError(
             f"{path} is not {file.file_name}: its SHA-256 begins with "
-            f"{found[: len(file.sha256_prefix)]}, not {file.sha256_prefix}. Remove it, and fetch "
-            "the file again"
+            f"{found[: len(file.sha256_prefix)]}, not {file.sha256_prefix}. Put "
+            "the right one in its place"
         )
-    state_dict = read_torch_file(str(path))
-    if not isinstance(state_dict, Mapping):
-        raise UserError(f"{path} is not {file.file_name}: it holds no named tensors")
-    return float_arrays(state_dict)
+    return stored_tensors(str(path))
 
 
 def _named_paths(options: Iterable[str]) -> dict[str, str]:

@@ -22,6 +22,7 @@ PUBLISHED_CANVAS_SCALES = np.array(
 )
 CANVAS_SCALES_NAME = "nvgformer.scale_factors"
 EMA_PREFIX = "ema_model."
+CARRIED_PREFIX = "first_stage_model."
 
 _TOKENIZER_ROOTS = ("encoder.", "decoder.", "quantize.")
 _TOKENIZER_NAMES = (
@@ -67,12 +68,17 @@ def tokenizer_variables(
 ) -> dict[str, Any]:
     """The variables of `tokenizer` (`params`, `stats`) from a released tokenizer's state_dict.
 
+    Its raw weights are taken, on which the generators were trained, and not their moving averages.
+
     canvas_scales: as `canvas_scales_of` finds them in the generator trained on this tokenizer; by
     default those published for the released one. UserError names every tensor that is missing, not
     expected or of another shape.
     """
     shapes = parameter_shapes(tokenizer.init_variables)
-    params = translate(_averaged(state_dict, _TOKENIZER_ROOTS), shapes, _release(_TOKENIZER_NAMES))
+    tensors = _below(state_dict, _TOKENIZER_ROOTS)
+    if not tensors:
+        raise UserError(f"the checkpoint is no tokenizer: no {_any_of(_TOKENIZER_ROOTS)}")
+    params = translate(tensors, shapes, _release(_TOKENIZER_NAMES))
     scales = PUBLISHED_CANVAS_SCALES if canvas_scales is None else canvas_scales
     if len(scales) != tokenizer.last_stage + 2:
         raise UserError(
@@ -85,10 +91,15 @@ def tokenizer_variables(
 def generator_variables(state_dict: Tensors, generator: Generator) -> dict[str, Any]:
     """The variables of `generator` (`params`) from a released generator's state_dict.
 
+    The moving averages are taken if the checkpoint has them, with which generators are evaluated.
+
     UserError names every tensor that is missing, not expected or of another shape.
     """
     shapes = parameter_shapes(generator.init_variables)
-    tensors = _averaged(state_dict, _GENERATOR_ROOTS)
+    averaged = _below(state_dict, _GENERATOR_ROOTS, EMA_PREFIX)
+    tensors = averaged or _below(state_dict, _GENERATOR_ROOTS)
+    if not tensors:
+        raise UserError(f"the checkpoint is no generator: no {_any_of(_GENERATOR_ROOTS)}")
     joined = {path: _joined(path, shape) for path, shape in shapes.items()}
     params = translate(tensors, joined, _release(_GENERATOR_NAMES))
     split = jax.tree_util.tree_map_with_path(
@@ -106,6 +117,38 @@ def canvas_scales_of(state_dict: Tensors) -> Float[np.ndarray, "canvases"]:
     raise UserError(f"the generator's checkpoint has no tensor {CANVAS_SCALES_NAME}")
 
 
+def carried_tokenizer(generator: Tensors) -> Tensors:
+    """The tokenizer that a released generator was trained on, if its state_dict carries it."""
+    return _below(generator, _TOKENIZER_ROOTS, CARRIED_PREFIX)
+
+
+def agreeing_copy(tokenizer: Tensors, carried: Tensors) -> str:
+    """Which of a released tokenizer's tensors a generator carries: the raw or the averaged ones.
+
+    UserError says what differs if it carries neither.
+    """
+    problems = []
+    for kind, prefix in (("raw", ""), ("averaged", EMA_PREFIX)):
+        tensors = _below(tokenizer, _TOKENIZER_ROOTS, prefix)
+        differing = [
+            name
+            for name, tensor in carried.items()
+            if name not in tensors
+            or not np.array_equal(np.asarray(tensors[name]), np.asarray(tensor))
+        ]
+        if not differing:
+            return kind
+        problems.append(
+            f"{len(differing)} of {len(carried)} {kind} tensors differ, the first {differing[0]}"
+            if tensors
+            else f"there are no {kind} ones"
+        )
+    raise UserError(
+        f"the tokenizer is not the one on which the generator was trained: {'; '.join(problems)}. "
+        "Leave --tokenizer out to take the one that the generator's file carries"
+    )
+
+
 def _joined(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape without the axis that our fused layers have for their parts."""
     if path.endswith(("/linear1/kernel", "/linear1/bias")):
@@ -115,16 +158,18 @@ def _joined(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape
 
 
-def _averaged(state_dict: Tensors, roots: tuple[str, ...]) -> Tensors:
-    """The tensors below the roots: their moving averages if the checkpoint has these."""
-    averaged = {
-        name.removeprefix(EMA_PREFIX): tensor
+def _below(state_dict: Tensors, roots: tuple[str, ...], prefix: str = "") -> Tensors:
+    """The tensors below the roots below the prefix, without the prefix."""
+    starts = tuple(prefix + root for root in roots)
+    return {
+        name.removeprefix(prefix): tensor
         for name, tensor in state_dict.items()
-        if name.startswith(tuple(EMA_PREFIX + root for root in roots))
+        if name.startswith(starts)
     }
-    return averaged or {
-        name: tensor for name, tensor in state_dict.items() if name.startswith(roots)
-    }
+
+
+def _any_of(roots: tuple[str, ...]) -> str:
+    return f"{' or '.join(f'{root}*' for root in roots)} is in it"
 
 
 def _release(names: tuple[tuple[str, str], ...]) -> Release:

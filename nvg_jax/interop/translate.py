@@ -15,8 +15,10 @@ from jaxtyping import Array, Key
 
 from nvg_jax import sharding
 from nvg_jax.errors import UserError
+from nvg_jax.interop.torch_file import StoredTensor
 
-Tensors = Mapping[str, np.ndarray]
+# What is in a file is read when it is needed.
+Tensors = Mapping[str, np.ndarray | StoredTensor]
 
 
 class Release(NamedTuple):
@@ -80,12 +82,12 @@ def translate(
                 problems.append(f"{name} is missing")
             elif tensor.shape != expected:
                 problems.append(f"{name} is {list(tensor.shape)}, not {list(expected)}")
-            elif path.endswith("kernel"):
-                layers.append(tensor.transpose(*range(2, tensor.ndim), 1, 0))
-            else:
-                layers.append(tensor)
+            elif not problems:
+                array = np.asarray(tensor, np.float32)
+                kernel = path.endswith("kernel")
+                layers.append(array.transpose(*range(2, array.ndim), 1, 0) if kernel else array)
         if not problems:
-            params[path] = np.stack(layers).reshape(shape).astype(np.float32)
+            params[path] = np.stack(layers).reshape(shape)
     problems += [f"{name} is not expected" for name in sorted(unexpected)]
     if problems:
         raise UserError(f"{release.misfit}: {'; '.join(problems)}. {release.advice}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import math
@@ -215,49 +216,61 @@ def _seconds(
 
 def table(report: Report) -> str:
     """A report for the terminal."""
-
-    def gib(size: int) -> str:
-        return f"{size / 2**30:.2f} GiB"
-
     shards = math.prod(report.mesh[axis] for axis in ("data", "fsdp"))
     parts = report.microbatches
     images = report.batch_size // shards // parts
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     limit = ""
     if report.limit:
-        limit = f" of {gib(report.limit)}: {'fits' if report.fits else 'DOES NOT FIT'}"
+        limit = f" of {_memory(report.limit)}: {'fits' if report.fits else 'DOES NOT FIT'}"
     rows = [
         ("devices", f"{report.device} ({report.topology})"),
         ("mesh", mesh),
         ("batch", f"{report.batch_size:,}: {images} image(s) a device at once, {parts} part(s)"),
-        ("memory of a device", gib(report.memory) + limit),
-        ("  parameters, optimizer, average", gib(report.state)),
+        ("memory of a device", _memory(report.memory) + limit),
+        ("  parameters, optimizer, average", _memory(report.state)),
     ]
     if report.largest_batch_size is not None:
         largest = f"{report.largest_batch_size:,}, {report.largest_batch_size // shards} a device"
         rows.append(("largest batch at once", largest))
-    rows.append(
-        (
-            "floating-point operations",
-            f"{report.needed_flops / 1e12:,.0f} TFLOP a step, "
-            f"{report.executed_flops / 1e12:,.0f} with what is recomputed",
-        )
-    )
+    needed, executed = _flops(report.needed_flops), _flops(report.executed_flops)
+    flops_row = f"{needed} a step, {executed} with what is recomputed"
+    rows.append(("floating-point operations", flops_row))
     if report.traffic:
-        rows.append(("memory traffic of a device", f"{report.traffic.memory_bytes / 1e9:,.1f} GB"))
+        rows.append(("memory traffic of a device", _traffic(report.traffic.memory_bytes)))
         for kind, each in report.traffic.collectives.items():
-            rows.append((kind, f"{each.count:.0f} times, {each.bytes / 1e9:,.3f} GB received"))
+            rows.append((kind, f"{each.count:.0f} times, {_traffic(each.bytes)} received"))
     if report.seconds:
-        shown = (f"{name} {1e3 * value:.0f} ms" for name, value in report.seconds.items())
+        shown = (f"{name} {_time(value)}" for name, value in report.seconds.items())
         step = report.step_seconds
         peak = report.executed_flops / report.seconds["compute"]
         rows += [
             ("at published peaks", ", ".join(shown)),
-            ("a step", f"at least {1e3 * step:.0f} ms, {report.batch_size / step:,.0f} images/s"),
+            ("a step", f"at least {_time(step)}, {report.batch_size / step:,.0f} images/s"),
             ("utilisation", f"at most {report.needed_flops / step / peak:.0%}"),
         ]
         if report.num_steps:
-            days = report.num_steps * step / 86_400
-            rows.append(("training", f"{report.num_steps:,} steps, at least {days:.1f} days"))
+            whole = _time(report.num_steps * step)
+            rows.append(("training", f"{report.num_steps:,} steps, at least {whole}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([report.task, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _in_units(value: int | float, units: dict[str, int | float]) -> str:
+    """A value in the largest of the units, from small to large, of which it is one or more."""
+    fitting = [unit for unit, size in units.items() if value >= size] or list(units)[:1]
+    value /= units[fitting[-1]]
+    return f"{value:,.0f} {fitting[-1]}" if value >= 100 else f"{value:.3g} {fitting[-1]}"
+
+
+_memory = functools.partial(
+    _in_units, units={"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+)
+_traffic = functools.partial(_in_units, units={"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9})
+_flops = functools.partial(
+    _in_units, units={"FLOP": 1, "kFLOP": 1e3, "MFLOP": 1e6, "GFLOP": 1e9, "TFLOP": 1e12}
+)
+_time = functools.partial(
+    _in_units,
+    units={"us": 1e-6, "ms": 1e-3, "s": 1, "minutes": 60, "hours": 3600, "days": 86_400},
+)

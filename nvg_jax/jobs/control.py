@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvg_jax import files, pixels, sharding, visualize
 from nvg_jax.errors import UserError
@@ -17,6 +16,7 @@ from nvg_jax.jobs.generation import collect, generate, requested_classes, sampli
 from nvg_jax.jobs.given import reference_image, reference_sequence
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import load_model
+from nvg_jax.progress import track
 from nvg_jax.tokenizer import inference
 
 log = logging.getLogger(__name__)
@@ -32,8 +32,13 @@ def control(config: ConfigDict, workdir: str) -> epath.Path | None:
     are the requested classes, each with noise of its own. Above them the reference after j stages.
 
     Raises:
-      UserError: no reference, or one that `given.reference_image` refuses.
+      UserError: no reference, or one that `given.reference_image` refuses; a map.
     """
+    if config.control.structure:
+        raise UserError(
+            "the job control keeps stages of a reference image: config.control.structure is for "
+            "--job=sample"
+        )
     if not config.control.reference:
         raise UserError(
             "the job control needs a reference image: set --config.control.reference to a file, "
@@ -49,7 +54,7 @@ def control(config: ConfigDict, workdir: str) -> epath.Path | None:
     counts = range(len(stages) + 1)
     halves = {"structure": [], "structure\nand content": []}
     for keep_content, columns in enumerate(halves.values()):
-        for count in tqdm(counts, "stages kept", unit="stage", disable=None):
+        for count in track(counts, "stages kept", unit="stage"):
             given = sampler.Given(reference, count, count * keep_content)
             batches = generate(
                 model, settings, class_ids, batch_size, config.seed, given, quiet=True

@@ -14,7 +14,6 @@ import numpy as np
 from etils import epath
 from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvg_jax import allowed, files, keys, sharding, visualize
 from nvg_jax.evaluation.archive import Samples, save_samples
@@ -23,6 +22,7 @@ from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.job import class_bounds, job
 from nvg_jax.jobs.model import Model, load_model
+from nvg_jax.progress import Progress
 from nvg_jax.tokenizer import inference
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def generate(
     class_ids = np.asarray(class_ids, np.int32)
     placement = sharding.batch_sharding(mesh)
     root = keys.named(seed, "samples")
-    with tqdm(total=count, desc="samples", unit="image", disable=quiet or None) as progress:
+    with Progress("samples", count, quiet=quiet) as progress:
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size) % count
             of_batch = {"rows": rows, "class_id": class_ids[rows]}

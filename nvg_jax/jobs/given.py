@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from nvg_jax import control, pixels, sharding
+from nvg_jax import control, image_files, pixels, sharding, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import streams
@@ -25,8 +27,8 @@ log = logging.getLogger(__name__)
 def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables: Variables) -> Given | None:
     """What `config.control` gives of every sample, as one sequence; None if it gives nothing.
 
-    UserError: a map and a reference together, content without a reference, more stages than there
-    are, or what `control.structure_from_map` and `reference_image` raise.
+    UserError: a map and a reference together, content without a reference, stages of neither or
+    more than there are, or what `control.structure_from_map` and `reference_image` raise.
     """
     wanted = config.control
     if wanted.structure and wanted.reference:
@@ -36,6 +38,11 @@ def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables: Variables)
     if wanted.structure:
         return _given_map(config, tokenizer)
     if not wanted.reference:
+        if wanted.stages:
+            raise UserError(
+                f"config.control.stages={wanted.stages} stages of nothing: set "
+                "config.control.structure or config.control.reference"
+            )
         return None
     sequence = reference_sequence(config, tokenizer, variables)
     count = tokenizer.last_stage + 1
@@ -45,6 +52,9 @@ def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables: Variables)
             "reference, or 0 for all"
         )
     stages = wanted.stages or count
+    kept = "structure and tokens" if wanted.content else "structure"
+    log.info("%s gives the %s of the first %d stages", wanted.reference, kept, stages)
+    log.info("in given.png and strips.png %s", visualize.MAP_COLOURS)
     return Given(sequence, stages, stages if wanted.content else 0)
 
 
@@ -66,14 +76,18 @@ def reference_image(config: ConfigDict) -> Float[np.ndarray, "height width 3"]:
     as 'split:index'. UserError: there is no such file or example, or it is no image.
     """
     name, size = config.control.reference, config.data.image_size
-    split, _, index = name.partition(":")
-    if index.isdecimal():
+    if example := re.fullmatch(r"([^:+\[\]]+):([0-9]{1,18})", name):
+        split, index = example[1], int(example[2])
         count = pipeline.num_examples(config.data, split)
-        if int(index) >= count:
+        if index >= count:
             raise UserError(f"there is no example {name}: {split} has {count}, from 0 on")
-        one = f"{split}[{index}:{int(index) + 1}]"
+        one = f"{split}[{index}:{index + 1}]"
         return next(iter(pipeline.evaluation_batches(config.data, one, 1)))["image"][0]
-    image = control.read_image(name, "RGB")
+    if not epath.Path(name).exists():
+        raise UserError(
+            f"there is no file {name}: name an image, or an example as {config.data.eval_split}:0"
+        )
+    image = image_files.read_rgb(name)
     square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return pixels.from_uint8(np.asarray(square))
 
@@ -86,9 +100,27 @@ def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
         levels = control.read_map(text, size, tokenizer.grid)
     stages = config.control.stages or control.stages_for(levels)
     structure = control.structure_from_map(levels, tokenizer.grid, stages, config.control.strict)
-    shares = ", ".join(f"{share:.0%}" for share in np.bincount(levels.ravel()) / levels.size)
+    count = 2 ** (stages - 1)
+    balanced = f"balanced to {count} parts of {_percent(1 / count)} each, as every stage halves"
+    if control.follows(structure, levels, tokenizer.grid, stages):
+        balanced = "which it follows as they are"
     log.info(
-        f"{text} gives the structure of the first {stages} stages; its levels cover {shares} of "
-        "the picture"
+        f"{text} gives the structure of the first {stages} stages: its {_covered(levels)}, "
+        f"{balanced}"
     )
+    log.info("in given.png and strips.png %s", visualize.MAP_COLOURS)
     return given_structure(structure[None], stages)
+
+
+def _covered(levels: control.Levels) -> str:
+    """How much of the picture the levels of a map cover, in few words however many there are."""
+    shares = np.unique(levels, return_counts=True)[1] / levels.size
+    few = [_percent(share) for share in shares[:4]]
+    shown = f"{', '.join(few[:-1])} and {few[-1]} of the picture"
+    if len(shares) > len(few):
+        shown = f"{_percent(shares.min())} to {_percent(shares.max())} of the picture each"
+    return f"{len(shares)} levels, from dark to bright, cover {shown}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g}%"

@@ -13,7 +13,6 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvg_jax import files, keys, lock, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
@@ -22,6 +21,7 @@ from nvg_jax.errors import Preempted
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.job import reading_job
 from nvg_jax.jobs.model import load_tokenizer
+from nvg_jax.progress import Progress
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 
@@ -104,7 +104,7 @@ def _write(
     """Writes files of these records, which come in batches of `size` that begin with each file."""
     skipped = 0
     total = sum(map(len, shards.values()))
-    with tqdm(desc="tokens", unit="image", total=total, disable=None) as progress:
+    with Progress("tokens", total) as progress:
         for path, numbers in shards.items():
             with token_cache.shard_writer(path) as writer:
                 for start in numbers[::size]:

@@ -12,7 +12,6 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from nvg_jax import files, keys, lock, sharding, startup
 from nvg_jax.data import pipeline, token_cache
@@ -32,6 +31,7 @@ from nvg_jax.jobs.model import (
     save_config,
 )
 from nvg_jax.jobs.tokenization import tokenize
+from nvg_jax.progress import track
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
 from nvg_jax.training import loop
@@ -158,7 +158,7 @@ def _train_tokenizer(run: _Run, tokenizer: Tokenizer) -> Variables:
         """Measures the canvases' scales with the averaged weights, on training crops."""
         count = config.tokenizer.scale_batches
         with contextlib.closing(_images(run, schedule, "canvas scales")) as data:
-            batches = tqdm(itertools.islice(data, count), "canvas scales", count, disable=None)
+            batches = track(itertools.islice(data, count), "canvas scales", count, "batch")
             images = (sharding.place_batch(batch["image"], run.mesh) for batch in batches)
             return state.replace(ema=with_canvas_scales(tokenizer, state.ema, images))
 
@@ -173,7 +173,7 @@ def checked_schedule(config: ConfigDict, name: str, mesh: Mesh, num_images: int)
     """How long a training takes; UserError if the mesh cannot share its batches."""
     prefix, training = f"config.{name}.training", config[name].training
     parts, size = training.microbatches, training.batch_size
-    if parts < 1 or size % parts:
+    if size % parts:
         raise UserError(f"{prefix}.microbatches={parts} does not divide batch_size={size}")
     sharding.process_batch_size(size // parts, mesh, f"{prefix}.batch_size / microbatches")
     return loop.Schedule.create(training, num_images)

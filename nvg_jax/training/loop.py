@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from nvg_jax import keys, sharding, startup
 from nvg_jax.checkpoint import TrainCheckpointer
 from nvg_jax.errors import Preempted, UserError
+from nvg_jax.progress import Progress
 from nvg_jax.training import flops, optimizer
 from nvg_jax.training.report import Report
 from nvg_jax.training.state import TrainState
@@ -180,6 +181,12 @@ def train(
         if start >= schedule.num_steps:
             return state
 
+        log.info(
+            "%s: %d steps of %d images; the first is compiled, which takes a minute or more",
+            task.name,
+            schedule.num_steps - start,
+            schedule.batch_size,
+        )
         run_step = make_step(task, state)
         agreed_stop = _AgreedStop(stop, mesh)
         losses: collections.deque[tuple[int, jax.Array]] = collections.deque()
@@ -198,9 +205,13 @@ def train(
                         f"--config.{task.name}.training.learning_rate"
                     )
 
-        with contextlib.closing(
-            Report(task.name, directory, schedule.num_steps, schedule.batch_size, start)
-        ) as report:
+        with (
+            contextlib.closing(
+                Report(task.name, directory, schedule.num_steps, schedule.batch_size, start)
+            ) as report,
+            contextlib.ExitStack() as first_step,
+        ):
+            first_step.enter_context(Progress(f"{task.name}: first step", 1, "step"))
             for step in range(start + 1, schedule.num_steps + 1):
                 is_first, last = step == start + 1, step == schedule.num_steps
                 with startup.part("data"):
@@ -215,6 +226,7 @@ def train(
                 if is_first:
                     with startup.part("step"):
                         jax.block_until_ready(metrics)
+                    first_step.close()
                     startup.log_first_step()
                 losses.append((step, metrics["loss"]))
                 check_losses(STEPS_IN_FLIGHT)

@@ -1,9 +1,11 @@
 """Images and files that cannot be read."""
 
 import io
+import json
 import logging
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -116,6 +118,44 @@ def test_records_with_changed_bytes_are_skipped_alone(sharded, caplog):
     assert sum(batch["skipped"].sum() for batch in batches) == 1
     assert len({int(label) for batch in batches for label in batch["label"]}) == 11
     assert caplog.text.count(f"{files[2]} is cut off, damaged or missing") == 1
+
+
+def _edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda path: path.unlink(), "has no dataset_info.json, or one without splits: copy it"),
+        (lambda path: _edit(path, splits=[]), "has no dataset_info.json, or one without splits"),
+        (lambda path: os.truncate(path, 200), r"dataset_info.json or features.json is damaged \("),
+        (lambda path: os.truncate(path, 0), "is damaged"),
+        (lambda path: path.write_text("[1, 2]"), "is damaged"),
+        (lambda path: path.write_bytes(b"\xff\xe2" * 9), "is damaged"),
+        (lambda path: _edit(path, splits="x"), "is damaged"),
+        (lambda path: _edit(path, version="7.0.0"), "do not match. .* Proto version: 7.0.0$"),
+        (lambda path: _edit(path, fileFormat="paper"), "'paper' is not a valid FileFormat$"),
+    ],
+)
+def test_damaged_descriptions_are_one_line(sharded, spoil, message):
+    config, files = sharded
+    spoil(files[0].parent / "dataset_info.json")
+    for call in (pipeline.num_examples, pipeline.published_num_examples):
+        with pytest.raises(UserError, match=message) as error:
+            call(config, "train")
+        (line,) = str(error.value).splitlines()
+        assert line.startswith(f"cannot load dataset 'tiny_pixels' in {config.data_dir}: ")
+
+
+def test_damaged_features_of_what_only_files_describe_are_one_line(tmp_path, digits_dir):
+    """A dataset that TFDS does not know by name is read from its files alone."""
+    shutil.copytree(f"{digits_dir}/digits/1.0.0", tmp_path / "mine" / "1.0.0")
+    _edit(tmp_path / "mine" / "1.0.0" / "dataset_info.json", name="mine")
+    assert pipeline.load_builder("mine", str(tmp_path)).info.splits["test"].num_examples == 360
+    (tmp_path / "mine" / "1.0.0" / "features.json").write_text("{")
+    with pytest.raises(UserError, match="or features.json is damaged .Expecting property name"):
+        pipeline.load_builder("mine", str(tmp_path))
 
 
 @pytest.mark.slow

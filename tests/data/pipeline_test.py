@@ -206,14 +206,22 @@ def test_evaluation_keeps_the_order_and_pads(pixels_config, process_count, batch
     ("changes", "message"),
     [
         ({"dataset": "no_such_dataset"}, "unknown dataset 'no_such_dataset': TFDS has none"),
-        ({"dataset": "mnist/no_such_config"}, "unknown dataset 'mnist/no_such_config': .*Config"),
+        (
+            {"dataset": "mnist/no_such"},
+            "dataset 'mnist/no_such' in .*: BuilderConfig no_such not found",
+        ),
+        (
+            {"dataset": "no name"},
+            "cannot load dataset 'no name' in .* must be of the following format",
+        ),
         ({"dataset": "tiny_unlabelled"}, "tiny_unlabelled is no set of labelled images: .* image"),
         (
             {"train_split": "nowhere"},
-            "unknown split 'nowhere' of tiny_pixels/1.0.0: there are train, damaged, hopeless",
+            r"unknown split 'nowhere' of tiny_pixels/1.0.0: there are train \(12 examples\), dam",
         ),
         ({"train_split": "train[:x%]"}, "unknown split"),
         ({"train_split": "train[:0]"}, r"split 'train\[:0\]' of tiny_pixels is empty"),
+        ({"train_split": "train[5:2]"}, r"split 'train\[5:2\]' of tiny_pixels is empty"),
         ({"train_split": "train[:3]"}, "has 3 examples, fewer than one batch of 4"),
         ({"resize_ratio": 0.5}, "resize_ratio is 0.5: it must be at least 1"),
         ({"num_classes": 10}, "has 12 classes: set config.data.num_classes, which is 10"),
@@ -235,9 +243,13 @@ def test_unprepared_dataset_says_the_command(tmp_path, pixels_config):
     with pytest.raises(UserError) as error:
         pipeline.num_examples(config, "train")
     assert str(error.value) == (
-        "dataset digits is not prepared: run `python -m nvg_jax.data.prepare digits "
-        f"'--data_dir={tmp_path}/my data'`"
+        f"dataset digits is not prepared, there is no {tmp_path}/my data/digits/1.0.0: run `python "
+        f"-m nvg_jax.data.prepare digits '--data_dir={tmp_path}/my data'`, or set "
+        "config.data.data_dir to the folder that holds digits/"
     )
+    config = pixels_config(dataset="from_files_alone", data_dir=str(tmp_path))
+    with pytest.raises(UserError, match=f"TFDS has none .*, and none is prepared in {tmp_path}$"):
+        pipeline.num_examples(config, "train")
     with pytest.raises(UserError, match="imagenet2012 is not prepared"):
         pipeline.evaluation_batches(pixels_config(dataset="imagenet2012"), "validation", 4)
 

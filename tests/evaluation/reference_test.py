@@ -63,6 +63,12 @@ def test_of_many_images_some_are_kept_evenly_spaced(
         ({"arr_0": np.zeros((3, 4, 4, 3))}, r"arr_0 of .* is float64 \[3, 4, 4, 3\]"),
         ({"arr_0": np.zeros((0, 4, 4, 3), np.uint8)}, r"is uint8 \[0, 4, 4, 3\]"),
         ({"arr_0": np.array([{}], object)}, "is no .npz file"),
+        (
+            {"mu": np.ones(3), "sigma": np.ones(3)},
+            r"mu and sigma .* are float64 \[3\] and",
+        ),
+        ({"mu": np.ones(3), "sigma": np.full((3, 3), np.nan)}, "of finite numbers"),
+        ({"mu": np.array(["a"]), "sigma": np.eye(1)}, r"are <U1 \[1\] and float64 \[1, 1\]"),
     ],
 )
 def test_files_that_are_no_reference(arrays, message, tmp_path):
@@ -81,3 +87,9 @@ def test_damaged_files(tmp_path):
     np.save(tmp_path / "array.npy", np.zeros(3))
     with pytest.raises(UserError, match="is no .npz file"):
         reference.load(tmp_path / "array.npy", 4)
+
+
+def test_what_is_kept_in_the_workdir_and_damaged_is_to_be_removed(tiny_config, network, tmp_path):
+    (tmp_path / "reference.npz").write_text("")
+    with pytest.raises(UserError, match="is no .npz file, .*; remove it, and it is made again$"):
+        reference.of_split(tiny_config, str(tmp_path), network, sharding.create_mesh())

@@ -19,27 +19,19 @@ torch = pytest.importorskip("torch", reason="reads PyTorch checkpoints")
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
-class Settings:
-    """What a training may keep beside its weights: a class that the reader need not have."""
-
-    def __init__(self):
-        self.learning_rate = 1e-4
-
-
-class Trap:
-    """A checkpoint that writes a file when its pickle is run."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (exec, (f"open({str(self.path)!r}, 'w').close()",))
-
-
-def _save(path, state_dict, **others):
-    tensors = {name: torch.from_numpy(array.copy()) for name, array in state_dict.items()}
-    torch.save({"epoch": 3, "state_dict": tensors, **others}, path)
+def _save(path, *state_dicts):
+    """Also what Lightning keeps beside the weights."""
+    tensors = {
+        name: torch.from_numpy(np.array(array))
+        for state_dict in state_dicts
+        for name, array in state_dict.items()
+    }
+    torch.save({"epoch": 3, "state_dict": tensors, "callbacks": [pathlib.Path("a")]}, path)
     return str(path)
+
+
+def _prefixed(prefix, state_dict, change=0):
+    return {prefix + name: np.asarray(array) + change for name, array in state_dict.items()}
 
 
 @pytest.fixture
@@ -59,13 +51,31 @@ def config(golden_tokenizer, golden_generator):
 
 
 @pytest.fixture
-def tokenizer_file(golden_generator_tokenizer, tmp_path):
-    return _save(tmp_path / "ae.ckpt", golden_generator_tokenizer.state_dict)
+def tokenizer_dict(golden_generator_tokenizer):
+    """The tokenizer under the golden generator, as it is released: averages beside raw weights."""
+    return {
+        name: tensor
+        for name, tensor in golden_generator_tokenizer.state_dict.items()
+        if not name.startswith("nvgformer.")
+    }
 
 
 @pytest.fixture
-def generator_file(golden_generator, tmp_path):
-    return _save(tmp_path / "d16.ckpt", golden_generator.state_dict)
+def tokenizer_file(tokenizer_dict, tmp_path):
+    averaged = _prefixed("ema_model.", tokenizer_dict, change=1)
+    return _save(tmp_path / "ae.ckpt", tokenizer_dict, averaged, {"loss.bias": np.zeros(2)})
+
+
+@pytest.fixture
+def generator_file(golden_generator, tokenizer_dict, tmp_path):
+    """Carries its tokenizer."""
+    carried = _prefixed("first_stage_model.", tokenizer_dict | {"loss.bias": np.zeros(2)})
+    return _save(tmp_path / "d16.ckpt", golden_generator.state_dict, carried)
+
+
+@pytest.fixture
+def bare_generator_file(golden_generator, tmp_path):
+    return _save(tmp_path / "bare.ckpt", golden_generator.state_dict)
 
 
 def _load(directory, module):
@@ -73,14 +83,27 @@ def _load(directory, module):
     return load_weights(directory, sharding.unnamed(shapes), module.architecture)
 
 
+@pytest.mark.parametrize(
+    "files, line",
+    [
+        ("ae d16", "the tokenizer that {d16} carries are the raw tensors of {ae}"),
+        ("d16", "the tokenizer is the one that {d16} carries"),
+        ("ae bare", "{bare} carries no tokenizer, with which {ae} could be compared"),
+    ],
+)
 def test_converted_weights_are_loaded_as_they_were(
-    config, golden_generator_tokenizer, golden_generator, tokenizer_file, generator_file, tmp_path
-):
-    use = convert.convert(config, tokenizer_file, generator_file, str(tmp_path / "out"))
+    config, golden_generator_tokenizer, golden_generator, tokenizer_file, generator_file,
+    bare_generator_file, files, line, tmp_path, capsys,
+):  # fmt: skip
+    tokenizer = tokenizer_file if "ae" in files else ""
+    generator = bare_generator_file if "bare" in files else generator_file
+    use = convert.convert(config, tokenizer, generator, str(tmp_path / "out"))
     assert use == [
         f"--config.tokenizer.checkpoint={tmp_path}/out/tokenizer",
         f"--config.generator.checkpoint={tmp_path}/out/generator",
     ]
+    names = {"ae": tokenizer_file, "d16": generator_file, "bare": bare_generator_file}
+    assert line.format(**names) in capsys.readouterr().out.splitlines()
     loaded = _load(tmp_path / "out/generator", build_generator(config))
     jax.tree.map(np.testing.assert_array_equal, loaded, golden_generator.variables)
 
@@ -91,6 +114,32 @@ def test_converted_weights_are_loaded_as_they_were(
         loaded["stats"]["quantizer"]["canvas_scales"],
         released.canvas_scales_of(golden_generator.state_dict),
     )
+
+
+def test_the_carried_tokenizer_is_taken_and_another_one_refused(
+    config, golden_generator, tokenizer_dict, tokenizer_file, tmp_path, capsys
+):
+    averaged = _prefixed("first_stage_model.", tokenizer_dict, change=1)
+    path = _save(tmp_path / "d16.ckpt", golden_generator.state_dict, averaged)
+    convert.convert(config, tokenizer_file, path, str(tmp_path / "averaged"))
+    assert f"{path} carries are the averaged tensors of {tokenizer_file}" in capsys.readouterr().out
+    loaded = _load(tmp_path / "averaged/tokenizer", build_tokenizer(config))
+    expected = tokenizer_dict["quantize.embedding.weight"] + 1
+    np.testing.assert_array_equal(loaded["params"]["quantizer"]["codebook"], expected)
+
+    bias = "encoder.conv_in.conv.bias"
+    changed = averaged | {f"first_stage_model.{bias}": tokenizer_dict[bias] + 2}
+    path = _save(tmp_path / "d16.ckpt", golden_generator.state_dict, changed)
+    with pytest.raises(UserError) as error:
+        convert.convert(config, tokenizer_file, path, str(tmp_path / "other"))
+    number = len(tokenizer_dict)
+    assert str(error.value) == (
+        f"the tokenizer is not the one on which the generator was trained: {number} of {number} "
+        f"raw tensors differ, the first {next(iter(tokenizer_dict))}; 1 of {number} averaged "
+        f"tensors differ, the first {bias}. Leave --tokenizer out to take the one that the "
+        "generator's file carries"
+    )
+    assert not (tmp_path / "other").exists()
 
 
 def test_tokenizer_alone_gets_the_published_scales(config, full_size, tmp_path):
@@ -104,72 +153,30 @@ def test_tokenizer_alone_gets_the_published_scales(config, full_size, tmp_path):
     )
 
 
-def test_other_dtypes_and_gradients_are_read_as_float32_numbers(tmp_path):
-    path = tmp_path / "mixed.ckpt"
-    weight = torch.nn.Parameter(torch.tensor([1.5, -2.0], dtype=torch.bfloat16))
-    torch.save({"state_dict": {"weight": weight, "steps": torch.tensor(7), "name": "x"}}, path)
-    tensors = convert.load_state_dict(str(path))
-    assert set(tensors) == {"weight", "steps"}
-    np.testing.assert_array_equal(tensors["weight"], np.float32([1.5, -2.0]))
-    assert tensors["steps"] == 7
-
-
-def test_nothing_that_a_checkpoint_names_is_run(golden_generator, tmp_path):
-    written = tmp_path / "written"
-    path = _save(
-        tmp_path / "d16.ckpt",
-        golden_generator.state_dict,
-        hyper_parameters=Settings(),
-        callbacks=[pathlib.PurePosixPath("a/b"), Trap(written)],
-    )
-    torch.load(path, weights_only=False)
-    assert written.exists()  # The trap works.
-    written.unlink()
-    tensors = convert.load_state_dict(path)
-    assert not written.exists()
-    assert set(tensors) == set(golden_generator.state_dict)
-
-
-def test_a_name_that_pytorch_refuses_is_named(golden_generator, tmp_path):
-    class System:
-        def __reduce__(self):
-            import os
-
-            return (os.system, ("true",))
-
-    path = _save(tmp_path / "d16.ckpt", golden_generator.state_dict, callbacks=System())
-    with pytest.raises(UserError, match="d16.ckpt is not .* safe to read: .*posix.system"):
-        convert.load_state_dict(path)
-
-
-@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b"PK\x03\x04 nor this", None])
-def test_a_file_that_is_no_checkpoint_is_named(generator_file, content):
-    """The last one is cut off."""
-    path = pathlib.Path(generator_file)
-    path.write_bytes(path.read_bytes()[:-1000] if content is None else content)
-    with pytest.raises(UserError, match="d16.ckpt is not a checkpoint"):
-        convert.load_state_dict(generator_file)
-
-
-def test_a_missing_file_and_one_without_weights_are_named(tmp_path):
-    with pytest.raises(UserError, match="cannot read .*absent.ckpt: No such file"):
-        convert.load_state_dict(str(tmp_path / "absent.ckpt"))
-    torch.save({"model": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(UserError, match="other.ckpt .* holds no state_dict"):
-        convert.load_state_dict(str(tmp_path / "other.ckpt"))
-
-
 def test_nothing_is_written_unless_everything_fits(
-    config, tokenizer_file, golden_generator, tmp_path
+    config, tokenizer_file, generator_file, bare_generator_file, golden_generator, tmp_path
 ):
     state_dict = dict(golden_generator.state_dict)
     del state_dict["nvgformer.structure_embed.bias"]
-    path = _save(tmp_path / "d16.ckpt", state_dict)
-    with pytest.raises(UserError, match="nvgformer.structure_embed.bias is missing"):
-        convert.convert(config, tokenizer_file, path, str(tmp_path / "out"))
-    with pytest.raises(UserError, match="nothing to convert"):
-        convert.convert(config, "", "", str(tmp_path / "out"))
+    path = _save(tmp_path / "lacking.ckpt", state_dict)
+    neither = _save(tmp_path / "neither.ckpt", {"loss.bias": np.zeros(2)})
+    for tokenizer, generator, message in (
+        (tokenizer_file, path, "nvgformer.structure_embed.bias is missing"),
+        ("", "", "nothing to convert"),
+        ("", bare_generator_file, "bare.ckpt carries no tokenizer: give one with --tokenizer"),
+        (neither, generator_file, "trained: there are no raw ones; there are no averaged ones"),
+        (neither, "", "the checkpoint is no tokenizer: no encoder"),
+        (tokenizer_file, tokenizer_file, "no tensor nvgformer.scale_factors"),
+    ):
+        with pytest.raises(UserError, match=message):
+            convert.convert(config, tokenizer, generator, str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_taken_is_named_before_anything_is_read(config, tmp_path):
+    (tmp_path / "generator").mkdir()
+    with pytest.raises(UserError, match="generator exists already: choose another place"):
+        convert.convert(config, "", "absent.ckpt", str(tmp_path))
 
 
 @pytest.mark.slow
@@ -177,6 +184,8 @@ def test_command_says_how_to_use_the_weights_or_what_is_wrong(config, generator_
     changes = {"data.num_classes": config.data.num_classes}
     changes |= {"data.image_size": config.data.image_size}
     changes |= {"tokenizer.model.vocab_size": config.tokenizer.model.vocab_size}
+    for name in ("width", "num_blocks", "multipliers"):
+        changes[f"tokenizer.model.{name}"] = config.tokenizer.model[name]
     for name in ("depth", "content_width", "content_heads", "structure_width", "structure_heads"):
         changes[f"generator.model.{name}"] = config.generator.model[name]
     command = [
@@ -190,5 +199,5 @@ def test_command_says_how_to_use_the_weights_or_what_is_wrong(config, generator_
     assert first.returncode == 0, first.stderr
     assert f"--config.generator.checkpoint={tmp_path}/out/generator" in first.stdout
     assert second.returncode == 1
-    assert second.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/out/generator exists")
+    assert second.stderr.splitlines()[-1].startswith(f"error: {tmp_path}/out/tokenizer exists")
     assert "Traceback" not in second.stderr

@@ -81,7 +81,16 @@ def test_what_is_not_needed_is_ignored(
     jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
-def test_moving_averages_are_preferred_and_not_mixed_with_other_weights(generator, generator_dict):
+def test_the_tokenizer_is_made_of_its_raw_weights(tokenizer, tokenizer_dict, scales):
+    averaged = {f"ema_model.{name}": tensor + 1 for name, tensor in tokenizer_dict.items()}
+    expected = released.tokenizer_variables(tokenizer_dict, tokenizer, scales)
+    actual = released.tokenizer_variables(averaged | tokenizer_dict, tokenizer, scales)
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
+    with pytest.raises(UserError, match="is no tokenizer: no encoder.* or .* is in it"):
+        released.tokenizer_variables(averaged, tokenizer, scales)
+
+
+def test_a_generators_averages_are_preferred_and_not_mixed_with_others(generator, generator_dict):
     averaged = {f"ema_model.{name}": tensor + 1 for name, tensor in generator_dict.items()}
     expected = released.generator_variables(generator_dict, generator)
     actual = released.generator_variables(generator_dict | averaged, generator)
@@ -95,6 +104,8 @@ def test_moving_averages_are_preferred_and_not_mixed_with_other_weights(generato
     del averaged[f"ema_model.{name}"]
     with pytest.raises(UserError, match=f"{name} is missing"):
         released.generator_variables(generator_dict | averaged, generator)
+    with pytest.raises(UserError, match="is no generator: no nvgformer.* is in it"):
+        released.generator_variables({"encoder.conv_in.conv.bias": np.zeros(3)}, generator)
 
 
 def test_every_tensor_that_does_not_fit_is_named(tokenizer, tokenizer_dict, scales):

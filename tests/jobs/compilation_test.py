@@ -60,22 +60,42 @@ def test_the_table_says_what_does_not_fit_and_what_bounds_the_step():
     assert not report.fits and report.step_seconds == 0.5
     text = compilation.table(report)
     for expected in (
-        "17.00 GiB of 16.00 GiB: DOES NOT FIT",
+        "17 GiB of 16 GiB: DOES NOT FIT",
+        "100 TFLOP a step, 120 TFLOP with",
+        "4 GB\n",
         "64: 2 image(s) a device at once, 2 part(s)",
         "48, 3 a device",
-        "3 times, 2.000 GB received",
+        "3 times, 2 GB received",
         "at least 500 ms, 128 images/s",
         "at most 83%",
-        "at least 0.5 days",
+        "at least 12 hours",
     ):
         assert expected in text, expected
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "expected"),
+    [
+        (compilation._memory, 0, "0 B"),
+        (compilation._memory, 1023, "1,023 B"),
+        (compilation._memory, 5.5 * 2**20, "5.5 MiB"),
+        (compilation._traffic, 419.7e9, "420 GB"),
+        (compilation._flops, 4.21e6, "4.21 MFLOP"),
+        (compilation._flops, 10_908e12, "10,908 TFLOP"),
+        (compilation._time, 2.5e-7, "0.25 us"),
+        (compilation._time, 0.0382, "38.2 ms"),
+        (compilation._time, 3.459 * 86_400, "3.46 days"),
+    ],
+)
+def test_numbers_have_units_that_fit(show, value, expected):
+    assert show(value) == expected
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"topology": "v5e:17x3"}, "config.compile.topology='v5e:17x3'"),
-        ({"topology": "local", "tasks": ("both",)}, "unknown task 'both'"),
+        ({"topology": "local", "tasks": ("both",)}, "'both',.: it has to be 'tokenizer' or"),
     ],
 )
 def test_mistakes_are_one_clear_line(tiny_config, tmp_path, changes, message):

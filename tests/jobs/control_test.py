@@ -1,5 +1,7 @@
 """What the user gives of samples: maps, shapes and references."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +45,33 @@ def test_samples_have_the_structure_of_a_shape(trained, model):
         np.testing.assert_array_equal(structure, left)
     assert len(np.unique(sequence.tokens, axis=0)) == 7
     assert len(np.unique(granularity.labels_at(sequence.structure, 3), axis=0)) > 1
+
+
+@pytest.mark.parametrize(
+    ("levels", "expected"),
+    [
+        (np.arange(64) % 8 < 4, "2 levels, from dark to bright, cover 50% and 50% of the picture, "
+         "which it follows as they are"),
+        (np.arange(64) < 45, "2 levels, from dark to bright, cover 29.7% and 70.3% of the picture, "
+         "balanced to 2 parts of 50% each, as every stage halves"),
+        (np.arange(64) // 22, "3 levels, from dark to bright, cover 34.4%, 34.4% and 31.2% of the "
+         "picture, balanced to 4 parts of 25% each, as every stage halves"),
+        (np.arange(64) // 7, "10 levels, from dark to bright, cover 1.56% to 10.9% of the picture "
+         "each, balanced to 16 parts of 6.25% each, as every stage halves"),
+    ],
+)  # fmt: skip
+def test_it_is_said_how_a_map_was_balanced(trained, model, tmp_path, caplog, levels, expected):
+    """Whatever the grey values are: a black and white mask has 256, of which two occur."""
+    config, _ = trained
+    grey = np.uint8(levels.reshape(8, 8) * (255 // levels.max()))
+    Image.fromarray(grey).save(tmp_path / "mask.png")
+    config.control.structure = f"{tmp_path}/mask.png"
+    with caplog.at_level("INFO"):
+        given = given_stages(config, model.tokenizer, model.tokenizer_variables)
+    stages = given.structure_stages
+    start = f"{tmp_path}/mask.png gives the structure of the first {stages} stages: its "
+    assert caplog.messages[0] == start + expected
+    assert "orange (dark in a given map) or blue (bright)" in caplog.messages[1]
 
 
 def test_samples_have_the_first_stages_of_a_reference(trained, model, tmp_path):
@@ -117,10 +146,18 @@ def test_mistakes_are_one_clear_line(trained, model):
     refused("content needs a reference", structure="left", content=True)
     refused("there is no example test:360: test has 360", reference="test:360")
     refused("unknown split 'dev'", reference="dev:0")
-    refused("there is no file nothing.png", reference="nothing.png")
+    for name in ("nothing.png", "test:-1", "test:", "test+train:3", "test[:5]:3"):
+        text = re.escape(f"there is no file {name}: name an image, or an example as test:0")
+        refused(text, reference=name)
+    refused("there is no file oval, and no such shape: choose circle", structure="oval")
+    refused("choose 2 to 5 of the model's 5 stages", structure="left", stages=6)
+    refused("3 stages of nothing", stages=3)
     refused("cannot read", reference=__file__)
     refused("choose 1 to 5 stages", reference="test:0", stages=6)
     refused("choose 1 to 5 stages", reference="test:0", stages=-1)
     refused("not balanced", structure="circle:0.5,0.5,0.2", strict=True)
     with pytest.raises(UserError, match="needs a reference image: .* as test:0"):
+        jobs.control(config, workdir)
+    config.control.structure = "left"
+    with pytest.raises(UserError, match="config.control.structure is for --job=sample"):
         jobs.control(config, workdir)

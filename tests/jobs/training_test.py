@@ -116,7 +116,7 @@ def test_a_diverging_loss_stops_and_keeps_the_last_checkpoint(tiny_config, tmp_p
     tiny_config.tokenizer.training.decay_start = 1.0
     tiny_config.tokenizer.training.checkpoint_every = 1
     tiny_config.tokenizer.training.learning_rate = 1e9
-    with pytest.raises(UserError, match="is (nan|inf) at step [2-4]: .*step [1-3] is kept"):
+    with pytest.raises(UserError, match=r"tokenizer is (nan|inf) at step \d: .*step \d is kept"):
         jobs.train(tiny_config, str(tmp_path))
 
 
@@ -131,7 +131,7 @@ def test_another_architecture_in_the_workdir_is_named(trained):
 
 def test_bad_requests_are_noticed_before_training(tiny_config, tmp_path):
     tiny_config.sampling.classes = (-1,)
-    with pytest.raises(UserError, match="classes=.-1,.: it has to be greater"):
+    with pytest.raises(UserError, match="classes=.-1,.: it has to be"):
         jobs.train(tiny_config, str(tmp_path))
     assert not list(tmp_path.iterdir())
 

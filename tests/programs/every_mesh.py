@@ -30,7 +30,8 @@ def small_config():
     model.drop_path = 0.1
     config.sampling.flow_steps = 3
     for training in (config.tokenizer.training, config.generator.training):
-        training.warmup_steps, training.codebook_warmup_epochs = 2, 0.0
+        training.warmup_steps = 2
+    config.tokenizer.training.codebook_warmup_epochs = 0.0
     return config
 
 

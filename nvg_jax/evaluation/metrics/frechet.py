@@ -9,6 +9,9 @@ from nvg_jax.evaluation.distribution import Accumulator, frechet_distance
 from nvg_jax.evaluation.metric import Metric, Resources
 from nvg_jax.evaluation.streams import Seen
 
+# Of fewer images than there are pool features, a covariance is singular.
+MEANINGFUL_FROM = 2000
+
 
 class FID(Metric):
     """Between the pool features of samples and of real images (Heusel et al., 2017)."""
@@ -16,6 +19,7 @@ class FID(Metric):
     streams = ("samples",)
     needs = frozenset({"features", "reference"})
     least_samples = 2
+    meaningful_from = MEANINGFUL_FROM
     name, layer = "fid", "pool"
 
     def __init__(self, *args: Any):
@@ -46,6 +50,8 @@ class RFID(Metric):
 
     streams = ("split",)
     needs = frozenset({"features"})
+    meaningful_from = MEANINGFUL_FROM
+    num_images = 0  # Of the split, that have been seen.
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -55,6 +61,7 @@ class RFID(Metric):
         return seen.features.pool, seen.reconstruction_features.pool
 
     def update(self, rows: tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B D"]]) -> None:
+        self.num_images += len(rows[0])
         for side, features in zip(self._sides, rows, strict=True):
             side.add(features)
 

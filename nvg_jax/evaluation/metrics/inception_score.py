@@ -21,6 +21,7 @@ class InceptionScore(Metric):
     streams = ("samples",)
     needs = frozenset({"features"})
     least_samples = 1
+    meaningful_from = 2000
     split_size = 5000
 
     def __init__(self, *args: Any):

@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Float, Float64
-from tqdm import tqdm
 
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.metric import Metric, Resources
 from nvg_jax.evaluation.streams import Seen
+from nvg_jax.progress import track
 
 _BLOCK = 500  # Rows that are compared at a time.
 # Squared distances of unit vectors below this are rounding errors.
@@ -22,6 +22,7 @@ class PrecisionRecall(Metric):
     streams = ("samples",)
     needs = frozenset({"features", "reference", "reference_images"})
     least_samples = 4
+    meaningful_from = 2000
 
     def __init__(self, *args: Any):
         super().__init__(*args)
@@ -73,8 +74,7 @@ def _distances(
     a: Float[np.ndarray, "M D"], b: Float[np.ndarray, "N D"]
 ) -> Iterator[Float64[np.ndarray, "rows N"]]:
     """Squared distances of some of `a` to all of `b` at a time; exactly 0 for equal images."""
-    blocks = tqdm(_blocks(a), "precision and recall", unit="block", disable=None, delay=5)
-    for rows in blocks:
+    for rows in track(_blocks(a), "precision and recall", unit="block"):
         parts = [_squared_distances(a[rows], b[columns]) for columns in _blocks(b)]
         yield np.concatenate(parts, axis=1)
 

@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, Int, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from tqdm import tqdm
 
 from nvg_jax import granularity, visualize
 from nvg_jax.data import pipeline
@@ -21,6 +20,7 @@ from nvg_jax.evaluation.streams import Seen
 from nvg_jax.frozen.lpips import check_size
 from nvg_jax.generator.sampler import Given
 from nvg_jax.granularity import GranularitySequence
+from nvg_jax.progress import track
 
 Groups = UInt8[np.ndarray, "references samples height width 3"]
 
@@ -64,7 +64,7 @@ class Variation(Metric):
         stages = range(granularity.last_stage(copies.structure.shape[1]) + 1)
         rounds = list(itertools.product(enumerate(results), stages))
         distance = {"features": _feature_distance, "lpips": _lpips_distance}[settings.distance]
-        for (keep_content, name), kept in tqdm(rounds, "variation", unit="stage", disable=None):
+        for (keep_content, name), kept in track(rounds, "variation", unit="stage"):
             given = Given(copies, kept, kept * keep_content)
             images = resources.generate(class_ids, "variation", given, quiet=True)
             groups = images.reshape(-1, settings.num_samples, *images.shape[1:])
