@@ -22,7 +22,9 @@ _Number = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
-_Ramp = Annotated[tuple[_Number, ...], Field(min_length=2, max_length=2)]
+_Axis = Annotated[int, Field(ge=-1, le=_LARGEST)]
+_PAIR = Field(min_length=2, max_length=2)
+_Ramp = Annotated[tuple[_Number, ...], _PAIR]
 
 # By the ends of names, of which the longest counts. A value without an entry may be what its type
 # allows: a number from 0 on, any text, a tuple of texts.
@@ -46,9 +48,9 @@ TABLE: dict[str, Any] = {
     "data.num_classes": _Count,
     "data.image_size": _Count,
     "data.resize_ratio": Annotated[float, Field(ge=1, le=100)],
-    "mesh.data": Annotated[int, Field(ge=-1, le=_LARGEST)],
-    "mesh.fsdp": Annotated[int, Field(ge=-1, le=_LARGEST)],
-    "mesh.tensor": Annotated[int, Field(ge=-1, le=_LARGEST)],
+    "mesh.data": _Axis,
+    "mesh.fsdp": _Axis,
+    "mesh.tensor": _Axis,
     "token_cache.num_crops": _Count,
     "token_cache.shard_size": _Count,
     "tokenizer.scale_batches": _Count,
@@ -72,7 +74,7 @@ TABLE: dict[str, Any] = {
     "sampling.classes": tuple[_Whole, ...],
     "sampling.content_guidance": _Ramp,
     "sampling.structure_guidance": _Ramp,
-    "sampling.top_p": Annotated[tuple[_Fraction, ...], Field(min_length=2, max_length=2)],
+    "sampling.top_p": Annotated[tuple[_Fraction, ...], _PAIR],
     "sampling.flow_steps": _Count,
     "evaluation.features": Literal["inception", "classifier"],
     "variation.distance": Literal["lpips", "features"],

@@ -6,6 +6,7 @@ import math
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, event, given, settings
@@ -144,13 +145,12 @@ def image_files(draw):
 
 @settings(_SHARED, max_examples=200)
 @given(data=image_files(), use=st.sampled_from(["structure", "reference"]))
-def test_any_picture_is_used_or_refused(trained, tmp_path, data, use):
-    config, workdir = trained
+def test_any_picture_is_used_or_refused(trained, model, tmp_path, data, use):
+    config, _ = trained
     path = tmp_path / "picture"
     path.write_bytes(data)
     config = config.copy_and_resolve_references()
     config.control[use] = str(path)
-    model = _model(trained)
     of_all = obeys(given_stages, config, model.tokenizer, model.tokenizer_variables)
     if of_all is not None:
         _, counts = np.unique(of_all.sequence.structure, return_counts=True)
@@ -158,7 +158,14 @@ def test_any_picture_is_used_or_refused(trained, tmp_path, data, use):
     assert path.read_bytes() == data
 
 
-def _model(trained, models={}):  # noqa: B006  Loaded once.
+@pytest.fixture(scope="module")
+def models():
+    return {}
+
+
+@pytest.fixture
+def model(trained, models):
+    """The trained model, which is loaded once."""
     config, workdir = trained
     if workdir not in models:
         models[workdir] = jobs.load_model(config, workdir)
@@ -189,7 +196,7 @@ def test_any_samples_file_is_read_or_refused(tmp_path, data):
 
 @settings(_SHARED, max_examples=25)
 @given(data=st.data())
-def test_any_damage_to_weights_is_noticed(trained, tmp_path, data):
+def test_any_damage_to_weights_is_noticed(trained, model, tmp_path, data):
     config, workdir = trained
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
@@ -202,12 +209,10 @@ def test_any_damage_to_weights_is_noticed(trained, tmp_path, data):
     original = path.read_bytes()
     path.write_bytes(data.draw(mutated(original)))
     before = contents(copy)
-    loaded = obeys(jobs.model.load_generator, config, str(copy), _model(trained).generator)
+    loaded = obeys(jobs.model.load_generator, config, str(copy), model.generator)
     assert loaded is None or _finite(loaded)
     assert contents(copy) == before
 
 
 def _finite(variables):
-    import jax
-
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables)))
