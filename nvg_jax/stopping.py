@@ -28,13 +28,13 @@ def watch() -> None:
     if _watching:
         return
     _watching = True
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # As nohup and shells' background has it.
-            signal.signal(number, _noticed)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     threading.Thread(target=_wait, args=(reading,), daemon=True).start()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # As nohup and shells' background has it.
+            signal.signal(number, _noticed)
 
 
 def say_last(words: Callable[[], str]) -> None:
