@@ -10,7 +10,9 @@ turns in one run, and compared with the first:
     no REPA     images, tokenized on the fly
     cached      tokens in place of images
 
-A batch that does not fit is reported as such, and ends the list.
+Teraflop/s are those of a device; `of product` is their share of one large matrix product's in the
+same run, `of peak` of what its maker publishes. A batch that does not fit is reported as such, and
+ends the list.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from absl import flags
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
+from benchmarks import machine
 from nvg_jax import cli, hardware, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import load_network
@@ -92,7 +95,9 @@ def random_batch(config: ConfigDict, version: str, size: int) -> Batch:
     return sharding.place_batch(batch, sharding.create_mesh())
 
 
-def measure(config: ConfigDict, versions: dict[str, Task], size: int, repeats: int) -> None:
+def measure(
+    config: ConfigDict, versions: dict[str, Task], size: int, repeats: int, rate: float
+) -> None:
     """Prints a line for each version; JaxRuntimeError if the batch does not fit."""
     seconds: dict[str, list[float]] = {name: [] for name in versions}
     counted, steps = {}, {}
@@ -114,23 +119,18 @@ def measure(config: ConfigDict, versions: dict[str, Task], size: int, repeats: i
     baseline = min(next(iter(seconds.values())))
     for name, measured in seconds.items():
         best = min(measured)
-        peak = hardware.peak_flops()
-        share = f"{counted[name] / best / peak:7.1%}" if peak else "  (unknown peak)"
+        done = counted[name] / best / jax.device_count()
+        peak = hardware.chip(jax.devices()[0])
         print(
-            f"{size:6d}  {name:8}  {size / best:9.2f}  {counted[name] / best / 1e12:9.3f}  {share}"
-            f"  {peak_memory():>9}  {baseline / best:6.2f}"
+            f"{size:6d}  {name:8}  {size / best:9.2f}  {done / 1e12:10.3f}  {done / rate:10.0%}"
+            f"  {f'{done / peak.flops:.1%}' if peak else '-':>7}"
+            f"  {machine.peak_memory():>9}  {baseline / best:6.2f}"
         )
 
 
 def fresh_state(task: Task) -> Any:
     mesh, key = sharding.create_mesh(), jax.random.key(0)
     return sharding.make(task.init_state, sharding.abstract(task.init_state, mesh, key), key)
-
-
-def peak_memory() -> str:
-    """The most that a device has held since the process started."""
-    stats = jax.local_devices()[0].memory_stats()
-    return f"{stats['peak_bytes_in_use'] / 2**30:.1f} GiB" if stats else "-"
 
 
 def main() -> None:
@@ -141,15 +141,20 @@ def main() -> None:
         raise UserError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: numbers only") from None
     device = jax.devices()[0].device_kind
     path = config_flags.get_config_filename(flags.FLAGS["config"])
-    print(f"{jax.device_count()} x {device}, jax {jax.__version__}, {path}")
+    dtype = config.generator.model.dtype if _TASK.value == "generator" else "float32"
+    rate = machine.product_rate(dtype)
+    print(
+        f"{jax.device_count()} x {device}, jax {jax.__version__}, {path}; "
+        f"a large {dtype} product: {rate / 1e12:.3f} teraflop/s"
+    )
     with jax.set_mesh(sharding.create_mesh()):
         versions = (generator_versions if _TASK.value == "generator" else tokenizer_versions)(
             config
         )
-        print(" batch  version   images/s  teraflop/s  of peak     memory   ratio")
+        print(" batch  version   images/s  teraflop/s  of product  of peak     memory   ratio")
         for size in sizes:
             try:
-                measure(config, versions, size, _REPEATS.value)
+                measure(config, versions, size, _REPEATS.value, rate)
             except JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise

@@ -9,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
@@ -31,19 +32,17 @@ embedding_init = nn.initializers.normal(0.02)
 
 
 def dense(
-    features: int | tuple[int, ...],
+    features: int,
     dtype: Any,
     name: str | None = None,
     axes: tuple[str | None, ...] = (None, None),
-    axis: int | tuple[int, ...] = -1,
-) -> nn.DenseGeneral:
-    """A linear layer over `axis` with the initialisation that both generators use.
+) -> nn.Dense:
+    """A linear layer with the initialisation that both generators use.
 
     axes: logical names of the kernel's axes (see `sharding`).
     """
-    return nn.DenseGeneral(
+    return nn.Dense(
         features,
-        axis,
         dtype=dtype,
         kernel_init=named(xavier, *axes),
         dot_general=_token_dot_general,
@@ -51,7 +50,19 @@ def dense(
     )
 
 
-def _token_dot_general(x: Array, kernel: Array, dimension_numbers: Any, **options: Any) -> Array:
+def _flat_xavier(num_inputs: int, *axes: str | None) -> Any:
+    """`xavier` of a kernel whose first `num_inputs` axes are those of what comes in."""
+
+    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
+        flat = math.prod(shape[:num_inputs]), math.prod(shape[num_inputs:])
+        return xavier(key, flat, dtype).reshape(shape)
+
+    return named(init, *axes)
+
+
+def _token_dot_general(
+    x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **options: Any
+) -> Array:
     """The product of a linear layer, on the CPU with all tokens in one axis.
 
     Summing a weight's gradient over batch and tokens as two axes takes XLA's CPU backend three
@@ -59,15 +70,13 @@ def _token_dot_general(x: Array, kernel: Array, dimension_numbers: Any, **option
     """
 
     def product(x: Array, kernel: Array) -> Array:
-        return jax.lax.dot_general(x, kernel, dimension_numbers, **options)
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **options)
 
     def flat_product(x: Array, kernel: Array) -> Array:
         (summed, _), _ = dimension_numbers
         tokens, features = x.shape[: -len(summed)], kernel.shape[len(summed) :]
         width = math.prod(kernel.shape[: len(summed)])
-        flat = jnp.matmul(
-            x.reshape(-1, width), kernel.reshape(width, -1), precision=options["precision"]
-        )
+        flat = jnp.matmul(x.reshape(-1, width), kernel.reshape(width, -1), precision=precision)
         return flat.reshape(*tokens, *features)
 
     return jax.lax.platform_dependent(x, kernel, cpu=flat_product, default=product)
@@ -165,6 +174,54 @@ ATTENTION = {
 }
 
 
+class _Fork(nn.Module):
+    """A linear layer with several results, of which each is a product of its own.
+
+    Split from one product, their gradients would be put together in memory. The parts have an axis
+    of their own, so that a device of the mesh's axis `tensor` holds the same columns of all: whole
+    heads, and a slice of the MLP.
+
+    parts: how many times `width` each result has.
+    """
+
+    parts: tuple[int, ...]
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T parts D"]]:
+        shape = (x.shape[-1], sum(self.parts), self.width)
+        kernel = self.param("kernel", _flat_xavier(1, "embed", None, "hidden"), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[1:])
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        ends = np.cumsum(self.parts)[:-1]
+        return [
+            _token_dot_general(x, part, (((2,), (0,)), ((), ()))) + of_part
+            for part, of_part in zip(jnp.split(kernel, ends, 1), jnp.split(bias, ends), strict=True)
+        ]
+
+
+class _Join(nn.Module):
+    """A linear layer of several arguments, as if they were one: its counterpart."""
+
+    parts: tuple[int, ...]
+    width: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, *xs: Float[Array, "B T _ D"]) -> Float[Array, "B T D"]:
+        shape = (sum(self.parts), self.width, self.width)
+        kernel = self.param("kernel", _flat_xavier(2, None, "hidden", "embed"), shape)
+        bias = self.param("bias", nn.initializers.zeros, shape[2:])
+        kernel, bias, *xs = nn.dtypes.promote_dtype(kernel, bias, *xs, dtype=self.dtype)
+        kernels = jnp.split(kernel, np.cumsum(self.parts)[:-1])
+        products = (
+            _token_dot_general(x, part, (((2, 3), (0, 1)), ((), ())))
+            for x, part in zip(xs, kernels, strict=True)
+        )
+        return sum(products, start=bias)
+
+
 class Block(nn.Module):
     """Attention and MLP in parallel, shifted, scaled and gated by one vector per sample."""
 
@@ -183,17 +240,13 @@ class Block(nn.Module):
         modulation = dense(3 * width, dtype, "modulation", ("embed", "hidden"))
         shift, scale, gate = jnp.split(modulation(nn.silu(vector))[:, None], 3, axis=-1)
         h = (1 + scale) * _layer_norm(x, dtype) + shift
-        # The parts have an axis of their own, so that a device of the mesh's axis `tensor` holds
-        # the same columns of all: whole heads, and a slice of the MLP.
-        qkv_and_mlp = dense((7, width), dtype, "linear1", ("embed", None, "hidden"))(h)
-        qkv, mlp = jnp.split(qkv_and_mlp, [3], axis=2)
+        qkv, mlp = _Fork((3, 4), width, dtype, name="linear1")(h)
         q, k, v = rearrange(qkv, "b t part (h e) -> part b t h e", h=self.sizes.num_heads)
         q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), rope).astype(dtype)
         k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), rope).astype(dtype)
         attended = rearrange(ATTENTION[self.sizes.attention](q, k, v), "b t h e -> b t 1 (h e)")
-        update = dense(width, dtype, "linear2", (None, "hidden", "embed"), axis=(-2, -1))(
-            jnp.concatenate([attended, nn.gelu(mlp, approximate=True)], axis=2)
-        )
+        join = _Join((1, 4), width, dtype, name="linear2")
+        update = join(attended, nn.gelu(mlp, approximate=True))
         if not self.deterministic:
             update *= self._survival(drop_path, x.shape[0])
         return split_batch(x + gate * update)

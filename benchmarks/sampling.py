@@ -1,0 +1,115 @@
+"""Images a second of sampling and its parts, beside the rate of a large matrix product.
+
+    python -m benchmarks.sampling --config=configs/nvg_d16.py --batch_sizes=1,8
+
+What is timed is what the job `sample` runs, with random weights, which cost what trained ones do:
+
+    whole       from class ids to images
+    content     with the structure of all stages given
+    structure   the difference of the two
+    decoder     from sequences to images
+
+`of product` is a part's arithmetic over that of one large matrix product of the same type in the
+same time, both in this run: 100 % would be a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from benchmarks import machine
+from nvg_jax import cli, sharding
+from nvg_jax.errors import UserError
+from nvg_jax.generator import sampler
+from nvg_jax.generator.model import build_generator
+from nvg_jax.tokenizer import inference
+from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.training import flops
+
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8"], "Images at once.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each part.", lower_bound=1)
+
+
+def parts(config: ConfigDict, batch: int) -> dict[str, Callable[[], Any]]:
+    """What can be run by itself."""
+    tokenizer, generator = build_tokenizer(config), build_generator(config)
+    settings = sampler.Settings.from_config(config.sampling)
+
+    def variables(init: Callable[..., Any]) -> Any:
+        return sharding.unnamed(jax.jit(init)(jax.random.key(0)))
+
+    of_tokenizer, of_generator = (
+        variables(tokenizer.init_variables),
+        variables(generator.init_variables),
+    )
+    class_id = np.arange(batch, dtype=np.int32) % config.data.num_classes
+    image_keys = jax.random.split(jax.random.key(1), batch)
+    random = np.random.default_rng(0)
+    leaves = np.tile(np.arange(tokenizer.num_positions, dtype=np.int32), (batch, 1))
+    structure = random.permuted(leaves, axis=1)
+    given = sampler.given_structure(structure, tokenizer.last_stage + 1)
+
+    def sequence(given: sampler.Given | None) -> Any:
+        return sampler.sample(
+            tokenizer,
+            generator,
+            settings,
+            of_tokenizer,
+            of_generator,
+            class_id,
+            image_keys,
+            given=given,
+        )
+
+    made = sequence(given)
+    return {
+        "whole": lambda: inference.images_of(tokenizer, of_tokenizer, sequence(None)),
+        "content": lambda: sequence(given),
+        "decoder": lambda: inference.images_of(tokenizer, of_tokenizer, made),
+    }
+
+
+def measure(config: ConfigDict, batch: int, rate: float, repeats: int) -> None:
+    """Prints a line for each part."""
+    runs = parts(config, batch)
+    counted = {name: flops.count(jax.make_jaxpr(run)()) for name, run in runs.items()}
+    seconds = {name: machine.best_seconds(run, repeats) for name, run in runs.items()}
+    for found in (counted, seconds):
+        found["structure"] = found["whole"] - found["content"] - found["decoder"]
+    for name in ("whole", "content", "structure", "decoder"):
+        done = counted[name] / seconds[name]
+        print(
+            f"{batch:6d}  {name:9}  {seconds[name]:8.3f}  {batch / seconds[name]:9.3f}"
+            f"  {done / 1e12:10.3f}  {done / rate:10.0%}  {machine.peak_memory():>9}"
+        )
+
+
+def main() -> None:
+    config = flags.FLAGS.config
+    try:
+        sizes = [int(size) for size in _BATCH_SIZES.value]
+    except ValueError:
+        raise UserError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: numbers only") from None
+    dtype = config.generator.model.dtype
+    rate = machine.product_rate(dtype)
+    path = config_flags.get_config_filename(flags.FLAGS["config"])
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {path}, "
+        f"{config.sampling.flow_steps} flow steps; a large {dtype} product: "
+        f"{rate / 1e12:.3f} teraflop/s"
+    )
+    print(" batch  part         seconds   images/s  teraflop/s  of product     memory")
+    for size in sizes:
+        measure(config, size, rate, _REPEATS.value)
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The config whose sampling is timed.")
+    flags.mark_flag_as_required("config")
+    cli.run(main)
