@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import logging
 import os
 import runpy
 import sys
 import textwrap
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
 from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
+from nvg_jax import stopping
 from nvg_jax.errors import UserError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+_LESS_MEMORY = (
+    "lower the job's batch_size (config.sampling.batch_size, config.evaluation.batch_size) or "
+    "num_samples; in training raise microbatches"
+)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses the flags and runs `main`; a UserError ends it with its line and exit code 1."""
+    """Parses the flags and runs `main`; a UserError ends it with its line and exit code 1.
+
+    So do too little memory and a full disk; Ctrl-C and SIGTERM as `stopping` says. Output that
+    nobody takes any more, as after `| head -1` or on a full disk, is lost and ends nothing.
+    """
+    stopping.watch()
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        setattr(sys, name, _Stream.of(getattr(sys, name), number))
     _show_messages()
 
     def guarded(_: list[str]) -> None:
         try:
             main()
         except UserError as error:
-            sys.exit(f"error: {error}")
+            sys.exit(f"error: {' '.join(str(error).splitlines())}")
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            sys.exit(f"error: {error.filename or 'a file'} cannot be written ({error.strerror})")
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            sys.exit(f"error: not enough memory ({_line(error)}): {_LESS_MEMORY}")
         except AttributeError as error:
             if not error.args or not isinstance(error.args[0], KeyError):
                 raise
@@ -34,6 +59,51 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(f"error: the config lacks {_line(error)}: begin with configs/base.py")
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+class _Stream:
+    """A standard stream that never fails: once it cannot be written, what is written is lost."""
+
+    def __init__(self, stream: Any, number: int):
+        self._stream, self._number = stream, number
+
+    @classmethod
+    def of(cls, stream: Any, number: int) -> _Stream | IO[str]:
+        """The stream of a file descriptor, which is opened if it is closed.
+
+        If it stayed closed, the next file to be opened would get what is meant for the terminal.
+        """
+        if stream is None:
+            with contextlib.suppress(OSError):
+                os.close(number)
+            os.open(os.devnull, os.O_RDWR)
+            stream = open(number, "r" if number == 0 else "w", closefd=False)
+        if number == 0:
+            return stream
+        stream.reconfigure(errors="backslashreplace", line_buffering=True)
+        return cls(stream, number)
+
+    def write(self, text: str) -> int:
+        with self._surviving():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._surviving():
+            self._stream.flush()
+
+    @contextlib.contextmanager
+    def _surviving(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # What is left in its buffer goes there as well, when Python ends.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._number)
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -3,7 +3,6 @@
 Every function but `save_png` is pure; images and pictures are uint8 arrays on the host.
 """
 
-import io
 import math
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from etils import epath
 from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from nvg_jax import granularity
+from nvg_jax import files, granularity
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -148,12 +147,9 @@ def table(
 
 
 def save_png(path: epath.PathLike, picture: Picture) -> None:
-    """Writes a picture, also to a bucket (gs://...); makes the folder where there is none."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encoded = io.BytesIO()
-    Image.fromarray(picture).save(encoded, "PNG")
-    path.write_bytes(encoded.getvalue())
+    """Writes a picture, as `files.replacing` does."""
+    with files.replacing(path) as file:
+        Image.fromarray(picture).save(file, "PNG")
 
 
 def _stage_colours(stage: int) -> UInt8[np.ndarray, "clusters 3"]:

@@ -1,5 +1,6 @@
 """The command line as a user sees it: real processes, their output and exit codes."""
 
+import signal
 import subprocess
 import sys
 
@@ -45,3 +46,66 @@ def test_workdir_is_required():
     result = run(CONFIG)
     assert result.returncode != 0 and "Traceback" not in result.stderr
     assert "--workdir" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "workdir", ["", " ", __file__, "/proc/run", "/dev/null", "x" * 300, "a://b"]
+)
+def test_a_workdir_that_cannot_be_used_is_refused_at_once(workdir):
+    result = run(CONFIG, f"--workdir={workdir}")
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: ") and ("cannot be written" in line or "no directory" in line)
+
+
+@pytest.fixture
+def heeding_sigint():
+    """New processes heed Ctrl-C, also where a script started the tests in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.parametrize(
+    ("number", "module", "code", "words"),
+    [
+        (signal.SIGINT, "logging", 130, "stopped by Ctrl-C"),
+        (signal.SIGTERM, "jaxlib", 143, "stopped by SIGTERM: nothing has been saved yet"),
+    ],
+)
+def test_a_signal_is_one_line(tmp_path, heeding_sigint, number, module, code, words):
+    command = [sys.executable, "-X", "importtime", "-m", "nvg_jax.main", CONFIG]
+    with subprocess.Popen(
+        [*command, f"--workdir={tmp_path}"], stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stderr:  # Until that module has been imported, of many.
+            if line.split()[-1] == module:
+                break
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    (said,) = [line for line in errors.splitlines() if not line.startswith("import time:")]
+    assert said == words
+
+
+_TALK = """
+import sys
+from nvg_jax import cli
+
+def main():
+    for _ in range(3):
+        print("\u00e4" * 20_000)
+    open(sys.argv[0] + ".done", "w").close()
+
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize("ending", ["| head -c 1", "> /dev/full", ">&- 2>&-", "2> /dev/full <&-"])
+def test_output_that_nobody_takes_ends_nothing(tmp_path, ending):
+    program = tmp_path / "talk.py"
+    program.write_text(_TALK)
+    command = f"PYTHONPATH=. PYTHONIOENCODING=ascii {sys.executable} {program} {ending}"
+    result = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
+    assert result.returncode == 0 and result.stderr == ""
+    assert (tmp_path / "talk.py.done").exists()

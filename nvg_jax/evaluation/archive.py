@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int, UInt8
 
+from nvg_jax import files
 from nvg_jax.errors import UserError
 from nvg_jax.saving_errors import reason
 
@@ -36,7 +37,7 @@ def load_samples(path: epath.PathLike, image_size: int) -> Samples:
 
 
 def save_samples(path: epath.PathLike, samples: Samples) -> None:
-    with epath.Path(path).open("wb") as file:
+    with files.replacing(path) as file:
         np.savez(file, samples.images, samples.class_ids)
 
 

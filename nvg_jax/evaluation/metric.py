@@ -7,7 +7,6 @@ import functools
 import importlib
 import logging
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -188,8 +187,8 @@ def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
     return chosen
 
 
-def measure(metrics: list[Metric], resources: Resources) -> dict[str, Any]:
-    """The results of all, after one pass over each stream that one of them looks at."""
+def measure(metrics: list[Metric], resources: Resources) -> list[dict[str, Any]]:
+    """The results of each, after one pass over each stream that one of them looks at."""
     config, mesh, size = resources.config, resources.mesh, resources.config.evaluation.batch_size
     for stream in ("split", "samples"):
         looking = [metric for metric in metrics if stream in metric.streams]
@@ -205,7 +204,7 @@ def measure(metrics: list[Metric], resources: Resources) -> dict[str, Any]:
     found = [metric.result(resources) for metric in metrics]
     if jax.process_index() == 0 and (warning := of_few_images(metrics, found)):
         log.warning(warning)
-    return functools.reduce(operator.or_, found, {})
+    return found
 
 
 def of_few_images(metrics: list[Metric], found: list[dict[str, Any]]) -> str:

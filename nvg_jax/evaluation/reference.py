@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
-from nvg_jax import pixels
+from nvg_jax import files, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.data.token_cache import fingerprint
 from nvg_jax.errors import UserError
@@ -155,5 +155,5 @@ def save(path: epath.PathLike, reference: Reference) -> None:
     """Writes a reference that `make` returned."""
     (mu, sigma), (mu_s, sigma_s) = reference.pool, reference.spatial
     arrays = {"mu": mu, "sigma": sigma, "mu_s": mu_s, "sigma_s": sigma_s}
-    with epath.Path(path).open("wb") as file:
+    with files.replacing(path) as file:
         np.savez(file, arr_0=reference.images, source=reference.source, **arrays)

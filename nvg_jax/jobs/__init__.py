@@ -1,9 +1,10 @@
 """The jobs of the command line, as functions of a config and a working directory.
 
 A working directory holds `config.json`; `tokenizer/` and `generator/` with checkpoints, summaries
-and pictures; and what the jobs write: `samples/`, `control/`, `reconstructions/`,
-`evaluation.json` with its pictures in `evaluation/`, the `classifier/` and `reference.npz` it uses,
-`token_cache/`, `export/`.
+and pictures; and what the jobs write: `samples/`, `control/`, `reconstructions/`, each with
+`-2`, `-3`, ... beside it where the job was run more often; `evaluation.json` with its pictures in
+`evaluation/`, the `classifier/` and `reference.npz` it uses; `token_cache/`, `export/`. A training
+locks it by the file `lock`.
 """
 
 from nvg_jax.jobs.compilation import compile

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import hardware, hlo, sharding
+from nvg_jax import files, hardware, hlo, sharding
 from nvg_jax.ahead_of_time import Compiled, compile_step, largest_that_fits, topology_devices
 from nvg_jax.data import pipeline
 from nvg_jax.frozen import weights
@@ -24,7 +24,6 @@ from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.hardware import Chip
 from nvg_jax.jobs.job import job
-from nvg_jax.jobs.model import output_directory
 from nvg_jax.jobs.training import checked_schedule
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask
@@ -90,8 +89,9 @@ def compile(config: ConfigDict, workdir: str) -> list[Report]:
         reports.append(_report(config, name, mesh))
         print(table(reports[-1]), flush=True)
     if jax.process_index() == 0:
-        path = output_directory(workdir, "") / "compile.json"
-        path.write_text(json.dumps([dataclasses.asdict(each) for each in reports], indent=2) + "\n")
+        path = f"{workdir}/compile.json"
+        found = [dataclasses.asdict(each) for each in reports]
+        files.write_text(path, json.dumps(found, indent=2) + "\n")
         log.info("wrote %s", path)
     return reports
 

@@ -6,15 +6,16 @@ import logging
 
 import jax
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from nvg_jax import pixels, sharding, visualize
+from nvg_jax import files, pixels, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler
 from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
 from nvg_jax.jobs.given import reference_image, reference_sequence
 from nvg_jax.jobs.job import job
-from nvg_jax.jobs.model import load_model, output_directory
+from nvg_jax.jobs.model import load_model
 from nvg_jax.progress import track
 from nvg_jax.tokenizer import inference
 
@@ -22,8 +23,9 @@ log = logging.getLogger(__name__)
 
 
 @job
-def control(config: ConfigDict, workdir: str) -> None:
-    """Writes `control/stages.png`, a picture as the paper's Figure 8.
+def control(config: ConfigDict, workdir: str) -> epath.Path | None:
+    """Writes `stages.png` in a new folder `control/`, which process 0 returns: a picture as the
+    paper's Figure 8.
 
     Column j keeps the first j stages of the reference, j = 0..K + 1: in the upper half of the
     samples only their structure, in the lower half structure and content. The rows of each half
@@ -65,6 +67,8 @@ def control(config: ConfigDict, workdir: str) -> None:
         names += [f"{name}\nclass {class_id}" for class_id in class_ids]
     captions = ["nothing\nkept", *(f"stages < {count}\nkept" for count in counts[1:])]
     if jax.process_index() == 0:
-        path = output_directory(workdir, "control") / "stages.png"
-        visualize.save_png(path, visualize.table(rows, captions, names))
-        log.info("wrote what varies when stages are kept: %s", path)
+        with files.new_folder(f"{workdir}/control") as folder:
+            visualize.save_png(folder / "stages.png", visualize.table(rows, captions, names))
+        log.info("wrote what varies when stages are kept: %s/stages.png", folder)
+        return folder
+    return None

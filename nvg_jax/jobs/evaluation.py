@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import json
 import logging
@@ -13,14 +14,14 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import keys, sharding
+from nvg_jax import files, keys, sharding
 from nvg_jax.evaluation import metric, reference, small_classifier
 from nvg_jax.evaluation.archive import Samples, load_samples, save_samples
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.generator.sampler import Given
 from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
 from nvg_jax.jobs.job import job
-from nvg_jax.jobs.model import Model, frozen_network, load_model, output_directory
+from nvg_jax.jobs.model import Model, frozen_network, load_model
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +31,10 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Measures what `config.evaluation.metrics` names, prints it and writes `evaluation.json`.
 
     The metrics are those of `evaluation.metric`. The samples are new ones, which are kept, or those
-    of `config.evaluation.samples`. The file also says what was measured: the dataset, the split,
-    the samples and the network that looked at them. Mistakes, which are UserErrors, are found
-    before anything is measured.
+    of `config.evaluation.samples`. The file keeps what was measured before and not now, and its
+    `measured` says of each number when and on what: the dataset, the split, the samples, the
+    weights and the network that looked at them. Mistakes, which are UserErrors, are found before
+    anything is measured. Returns what was measured now.
     """
     path, settings = config.evaluation.samples, config.evaluation
     samples = load_samples(path, config.data.image_size) if path else None
@@ -50,8 +52,9 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
         if new_samples:
             samples = Samples(make(class_ids, "evaluation samples"), class_ids)
             if jax.process_index() == 0:
-                save_samples(output_directory(workdir, "evaluation") / "samples.npz", samples)
-                log.info("wrote the samples that are measured: %s/evaluation/samples.npz", workdir)
+                path = files.free_name(f"{workdir}/evaluation/samples.npz")
+                save_samples(path, samples)
+                log.info("wrote the samples that are measured: %s", path)
         resources = metric.Resources(
             config,
             workdir,
@@ -64,22 +67,55 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
             given_reference,
             samples,
         )
-        results = metric.measure(metrics, resources)
+        found = metric.measure(metrics, resources)
+    results, measured = {}, {}
+    for each, numbers in zip(metrics, found, strict=True):
+        results |= numbers
+        measured |= dict.fromkeys(numbers, _measured_on(config, each, model, samples, str(path)))
     for name, value in results.items():
         shown = " ".join(f"{v:.3f}" for v in np.atleast_1d(value))
-        print(f"{name:>26}  {shown}")
-    results["measured"] = {
-        "dataset": config.data.dataset,
-        "split": config.data.eval_split,
-        "samples": path or settings.num_samples,
-        "features": settings.features if "features" in needs else None,
-        "random_frozen_weights": config.frozen.random,
-    }
+        print(f"{name:>26}  {shown}", flush=True)
     if jax.process_index() == 0:
-        path = epath.Path(workdir) / "evaluation.json"
-        path.write_text(json.dumps(results, indent=2) + "\n")
-        log.info("wrote %s", path)
-    return results
+        _write(epath.Path(workdir) / "evaluation.json", results, measured)
+    return results | {"measured": measured}
+
+
+def _measured_on(
+    config: ConfigDict, each: metric.Metric, model: Model, samples: Samples | None, path: str
+) -> dict[str, Any]:
+    """When a metric was measured, and on what."""
+    settings, needs = config.evaluation, each.needs
+    about = {"time": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%dT%H:%M:%SZ}"}
+    about |= {"dataset": config.data.dataset}
+    if "split" in each.streams:
+        about |= {"split": config.data.eval_split, "tokenizer": model.sources["tokenizer"]}
+    if each.least_samples:
+        about |= {"samples": path, "num_samples": len(samples.images)}
+    if "generator" in needs or (each.least_samples and not settings.samples):
+        about |= model.sources
+    if "reference" in needs:
+        about |= {"reference": settings.reference or config.data.train_split}
+    if "features" in needs:
+        about |= {"features": settings.features}
+    if needs & {"features", "lpips"}:
+        about |= {"random_frozen_weights": config.frozen.random}
+    return about
+
+
+def _write(path: epath.Path, results: dict[str, Any], measured: dict[str, Any]) -> None:
+    """Adds to the file what was measured now. One that cannot be read is put aside."""
+    try:
+        before = json.loads(path.read_text()) if path.exists() else {}
+        about = before.pop("measured", {})
+        if "dataset" in about:  # Once it was the same for all.
+            about = dict.fromkeys(before, about)
+        results, measured = before | results, about | measured
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        aside = files.free_name(f"{path}.damaged")
+        path.rename(aside)
+        log.warning("%s cannot be read (%s): it is now %s", path, error, aside)
+    files.write_text(path, json.dumps(results | {"measured": measured}, indent=2) + "\n")
+    log.info("wrote %s", path)
 
 
 def _networks(

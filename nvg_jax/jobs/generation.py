@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
+from etils import epath
 from jaxtyping import Array, Int, Key, UInt8
 from ml_collections import ConfigDict
 
-from nvg_jax import allowed, keys, sharding, visualize
+from nvg_jax import allowed, files, keys, sharding, visualize
 from nvg_jax.evaluation.archive import Samples, save_samples
 from nvg_jax.generator import sampler
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.job import class_bounds, job
-from nvg_jax.jobs.model import Model, load_model, output_directory
+from nvg_jax.jobs.model import Model, load_model
 from nvg_jax.progress import Progress
 from nvg_jax.tokenizer import inference
 
@@ -115,11 +118,18 @@ def collect(
 
 
 @job
-def sample(config: ConfigDict, workdir: str) -> None:
-    """Writes `samples/`: `samples.npz`, a grid of samples and the strips of a few, as PNG.
+def sample(config: ConfigDict, workdir: str) -> epath.Path | None:
+    """Writes a new folder, `samples/` or else `samples-2/`, ...: `samples.npz`, a grid of samples
+    and the strips of a few, as PNG, and `request.json`, what was asked of which weights.
 
-    Where `config.control` gives the first stages, their maps are in `given.png`.
+    Where `config.control` gives the first stages, their maps are in `given.png`. Process 0 returns
+    the folder.
     """
+    return write_samples(config, workdir, "sample")
+
+
+def write_samples(config: ConfigDict, workdir: str, for_job: str) -> epath.Path | None:
+    """What the job `sample` does, which others do as well."""
     class_ids = requested_classes(config, config.sampling.num_samples)
     model = load_model(config, workdir)
     tokenizer, variables = model.tokenizer, model.tokenizer_variables
@@ -138,14 +148,33 @@ def sample(config: ConfigDict, workdir: str) -> None:
     stage_images = sharding.on_host(inference.stage_images_of(tokenizer, variables, few))
     strips = visualize.strips(stage_images, few.structure, tokenizer.grid)
     if jax.process_index() > 0:
-        return
-    directory = output_directory(workdir, "samples")
-    save_samples(directory / "samples.npz", Samples(images, class_ids))
-    visualize.save_png(directory / "grid.png", visualize.grid(images[:100]))
-    visualize.save_png(directory / "strips.png", strips)
-    log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), directory)
+        return None
+    with files.new_folder(f"{workdir}/samples") as folder:
+        save_samples(folder / "samples.npz", Samples(images, class_ids))
+        visualize.save_png(folder / "grid.png", visualize.grid(images[:100]))
+        visualize.save_png(folder / "strips.png", strips)
+        if given:
+            structure = np.asarray(given.sequence.structure[0])
+            maps = visualize.structure_strip(structure, tokenizer.grid, given.structure_stages)
+            visualize.save_png(folder / "given.png", maps)
+        request = config.copy_and_resolve_references()
+        sections = {name: request[name].to_dict() for name in ("sampling", "control")}
+        request = {"job": for_job, **model.sources, "seed": config.seed, **sections}
+        files.write_text(folder / "request.json", json.dumps(request, indent=2) + "\n")
+    log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), folder)
     if given:
-        structure = np.asarray(given.sequence.structure[0])
-        maps = visualize.structure_strip(structure, tokenizer.grid, given.structure_stages)
-        visualize.save_png(directory / "given.png", maps)
-        log.info("wrote the given structure: %s/given.png", directory)
+        log.info("wrote the given structure: %s/given.png", folder)
+    return folder
+
+
+def find_samples(workdir: str, **request: str) -> epath.Path | None:
+    """The folder of samples with this in its `request.json`, if there is one.
+
+    One of the first version of this program, which has none, is taken for what is looked for.
+    """
+    for path in sorted(epath.Path(workdir).glob("samples*/samples.npz")):
+        about = path.with_name("request.json")
+        with contextlib.suppress(OSError, ValueError):
+            if not about.exists() or request.items() <= json.loads(about.read_text()).items():
+                return path.parent
+    return None

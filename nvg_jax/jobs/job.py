@@ -9,7 +9,9 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 from ml_collections import ConfigDict
 from pydantic import Field
 
-from nvg_jax import allowed
+from nvg_jax import allowed, files
+from nvg_jax.distributed import agreed
+from nvg_jax.errors import UserError
 from nvg_jax.evaluation.metric import METRICS
 from nvg_jax.generator.model import CHOICES, build_generator
 
@@ -17,11 +19,31 @@ P, R = ParamSpec("P"), TypeVar("R")
 
 
 def job(run: Callable[Concatenate[ConfigDict, str, P], R]) -> Callable[..., R]:
-    """A job that looks at its whole config before anything else: UserError for what is wrong."""
+    """A job that looks at its whole config before anything else, and whether it can write.
 
+    UserError for what is wrong, on all processes.
+    """
+    return _checked(run, files.usable_workdir)
+
+
+def reading_job(run: Callable[Concatenate[ConfigDict, str, P], R]) -> Callable[..., R]:
+    """As `job`, but one that need not write to its workdir."""
+    return _checked(run, files.readable_workdir)
+
+
+def _checked(
+    run: Callable[Concatenate[ConfigDict, str, P], R], look_at: Callable[[str], str]
+) -> Callable[..., R]:
     @functools.wraps(run)
     def checked(config: ConfigDict, workdir: str, *args: P.args, **kwargs: P.kwargs) -> R:
         check(config)
+        problem = ""
+        try:
+            workdir = look_at(workdir)
+        except UserError as error:
+            problem = str(error)
+        if problem := agreed(problem):
+            raise UserError(problem)
         return run(config, workdir, *args, **kwargs)
 
     return checked

@@ -11,7 +11,7 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import checkpoint, sharding
+from nvg_jax import checkpoint, files, sharding
 from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.generator.model import Generator, build_generator
 from nvg_jax.jobs.job import job
@@ -25,7 +25,8 @@ Variables = Any
 class Model:
     """A trained tokenizer and generator: modules, what they have learned, and the mesh it is on.
 
-    generator_variables: None if only the tokenizer was loaded.
+    generator_variables: None if only the tokenizer was loaded. sources: where the tokenizer's and
+    the generator's weights are from, as 'step 900' of the workdir's training, or a directory.
     """
 
     tokenizer: Tokenizer
@@ -33,39 +34,46 @@ class Model:
     generator: Generator
     generator_variables: Variables
     mesh: Mesh
+    sources: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 def load_model(config: ConfigDict, workdir: str, with_generator: bool = True) -> Model:
     """The averaged weights that the config names, or else the newest of the workdir's training."""
-    tokenizer, generator = build_tokenizer(config), build_generator(config)
+    modules = {"tokenizer": build_tokenizer(config), "generator": build_generator(config)}
+    names = ("tokenizer", "generator") if with_generator else ("tokenizer",)
+    loaded = {name: _load(config, workdir, name, modules[name]) for name in names}
+    variables, sources = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
     return Model(
-        tokenizer,
-        load_tokenizer(config, workdir, tokenizer),
-        generator,
-        load_generator(config, workdir, generator) if with_generator else None,
+        modules["tokenizer"],
+        variables["tokenizer"],
+        modules["generator"],
+        variables.get("generator"),
         sharding.create_mesh(config.mesh),
+        sources,
     )
 
 
 def load_tokenizer(config: ConfigDict, workdir: str, tokenizer: Tokenizer) -> Variables:
-    return _load(config, config.tokenizer.checkpoint, f"{workdir}/tokenizer/checkpoints", tokenizer)
+    return _load(config, workdir, "tokenizer", tokenizer)[0]
 
 
 def load_generator(config: ConfigDict, workdir: str, generator: Generator) -> Variables:
-    return _load(config, config.generator.checkpoint, f"{workdir}/generator/checkpoints", generator)
+    return _load(config, workdir, "generator", generator)[0]
 
 
 def _load(
-    config: ConfigDict, weights: str, checkpoints: str, module: Tokenizer | Generator
-) -> Variables:
-    """Weights from `weights` if it is given, else the average in the newest training checkpoint."""
+    config: ConfigDict, workdir: str, name: str, module: Tokenizer | Generator
+) -> tuple[Variables, str]:
+    """The weights that the config names, or else the average in the newest checkpoint of the
+    training in the workdir; and which of them it was."""
+    weights, checkpoints = config[name].checkpoint, f"{workdir}/{name}/checkpoints"
     mesh = sharding.create_mesh(config.mesh)
     abstract = sharding.abstract(module.init_variables, mesh, jax.random.key(0))
     if weights:
-        return checkpoint.load_weights(weights, abstract, module.architecture)
+        return checkpoint.load_weights(weights, abstract, module.architecture), weights
     variables, step = checkpoint.restore_ema(checkpoints, module.architecture, abstract)
     log.info("using step %d of %s", step, checkpoints)
-    return variables
+    return variables, f"step {step}"
 
 
 def frozen_network(config: ConfigDict, name: str) -> Frozen:
@@ -89,12 +97,5 @@ def export(config: ConfigDict, workdir: str) -> None:
 def save_config(config: ConfigDict, workdir: str) -> None:
     """Leaves the config beside what it made."""
     if jax.process_index() == 0:
-        output_directory(workdir, "").joinpath("config.json").write_text(
-            config.to_json_best_effort(indent=2) + "\n"
-        )
-
-
-def output_directory(workdir: str, name: str) -> epath.Path:
-    directory = epath.Path(workdir) / name
-    directory.mkdir(parents=True, exist_ok=True)
-    return directory
+        path = epath.Path(workdir) / "config.json"
+        files.write_text(path, config.to_json_best_effort(indent=2) + "\n")

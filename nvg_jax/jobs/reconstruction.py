@@ -6,12 +6,13 @@ import logging
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from ml_collections import ConfigDict
 
-from nvg_jax import visualize
+from nvg_jax import files, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.jobs.job import job
-from nvg_jax.jobs.model import load_tokenizer, output_directory
+from nvg_jax.jobs.model import load_tokenizer
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import reconstruction_strips
 
@@ -19,8 +20,9 @@ log = logging.getLogger(__name__)
 
 
 @job
-def reconstruct(config: ConfigDict, workdir: str) -> None:
-    """Writes `reconstructions/strips.png`: coarse-to-fine strips of evaluation images."""
+def reconstruct(config: ConfigDict, workdir: str) -> epath.Path | None:
+    """Writes evaluation images coarse to fine: `strips.png` in a new folder `reconstructions/`,
+    which process 0 returns."""
     tokenizer = build_tokenizer(config)
     variables = load_tokenizer(config, workdir, tokenizer)
     batches = pipeline.evaluation_batches(
@@ -29,6 +31,8 @@ def reconstruct(config: ConfigDict, workdir: str) -> None:
     images = jnp.asarray(next(iter(batches))["image"])
     strips = reconstruction_strips(tokenizer, variables, images)
     if jax.process_index() == 0:
-        path = output_directory(workdir, "reconstructions") / "strips.png"
-        visualize.save_png(path, strips)
-        log.info("wrote %d reconstructions: %s", len(images), path)
+        with files.new_folder(f"{workdir}/reconstructions") as folder:
+            visualize.save_png(folder / "strips.png", strips)
+        log.info("wrote %d reconstructions: %s/strips.png", len(images), folder)
+        return folder
+    return None

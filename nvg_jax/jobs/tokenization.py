@@ -14,12 +14,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import keys, sharding
+from nvg_jax import files, keys, lock, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.data.stream import Batch, Order
 from nvg_jax.errors import Preempted
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.jobs.job import job
+from nvg_jax.jobs.job import reading_job
 from nvg_jax.jobs.model import load_tokenizer
 from nvg_jax.progress import Progress
 from nvg_jax.tokenizer import inference
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Sequences = Iterator[tuple[Batch, GranularitySequence]]
 
 
-@job
+@reading_job
 def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> None:
     """Writes `config.token_cache.num_crops` sequences of every training image as a token cache.
 
@@ -60,23 +60,38 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
         shard_size=settings.shard_size,
     )
     token_cache.begin(directory, meta)
-    share = list(meta.shards)[jax.process_index() :: jax.process_count()]
-    missing = token_cache.missing_shards(directory, meta)
-    missing = {directory / name: missing[name] for name in share if name in missing}
-    if missing:
-        order = Order(settings.batch_size, meta.seed)
-        starts = [start for numbers in missing.values() for start in numbers[:: order.batch_size]]
-        crops = pipeline.crop_batches(config.data, config.data.train_split, starts, order)
-        with jax.set_mesh(mesh), contextlib.closing(crops):
-            sequences = _sequences(tokenizer, variables, crops, mesh)
-            _write(missing, meta, order.batch_size, sequences, stop)
-    multihost_utils.sync_global_devices("token cache written")
+    with lock.locked(directory, "tokenize"):
+        _write_missing(config, directory, meta, tokenizer, variables, mesh, stop)
     if jax.process_index() == 0:
         log.info(
             f"{meta.num_records} sequences of {meta.num_images} images are in {directory}, "
             f"{meta.record_type.itemsize} bytes each: train with "
             f"--config.token_cache.directory={directory}"
         )
+
+
+def _write_missing(
+    config: ConfigDict,
+    directory: epath.Path,
+    meta: token_records.Meta,
+    tokenizer: Tokenizer,
+    variables: Any,
+    mesh: Mesh,
+    stop: Callable[[], bool],
+) -> None:
+    """Writes this process's share of the files that are not there, and waits for the others."""
+    share = list(meta.shards)[jax.process_index() :: jax.process_count()]
+    missing = token_cache.missing_shards(directory, meta)
+    missing = {directory / name: missing[name] for name in share if name in missing}
+    if missing:
+        files.usable_workdir(directory)
+        order = Order(config.token_cache.batch_size, meta.seed)
+        starts = [start for numbers in missing.values() for start in numbers[:: order.batch_size]]
+        crops = pipeline.crop_batches(config.data, config.data.train_split, starts, order)
+        with jax.set_mesh(mesh), contextlib.closing(crops):
+            sequences = _sequences(tokenizer, variables, crops, mesh)
+            _write(missing, meta, order.batch_size, sequences, stop)
+    multihost_utils.sync_global_devices("token cache written")
 
 
 def _write(

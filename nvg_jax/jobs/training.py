@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import keys, sharding, startup
+from nvg_jax import files, keys, lock, sharding, startup
 from nvg_jax.data import pipeline, token_cache
 from nvg_jax.data.stream import Order
+from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
-from nvg_jax.jobs.generation import requested_classes, sample
+from nvg_jax.jobs.generation import find_samples, requested_classes, write_samples
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import (
     Variables,
@@ -34,10 +37,14 @@ from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
 from nvg_jax.training import loop
 from nvg_jax.training.state import TrainState
 
+log = logging.getLogger(__name__)
+
 
 @job
 def train(config: ConfigDict, workdir: str) -> None:
     """Brings the workdir from wherever it is to a trained model and a picture of its samples.
+
+    Two trainings do not share a workdir: the second is refused. A finished one changes nothing.
 
     Trains the tokenizer, unless `config.tokenizer.checkpoint` names one, then the generator, each
     from its last checkpoint. With `config.token_cache.directory` the images are tokenized in
@@ -59,35 +66,51 @@ def train(config: ConfigDict, workdir: str) -> None:
     requested_classes(config, config.sampling.num_samples)
     sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
     dinov2 = frozen_network(config, "dinov2") if training.repa.weight else None
-    with loop.stop_signal() as stop:
-        run = _Run(config, workdir, mesh, stop)
-        if config.tokenizer.checkpoint:
-            variables = load_tokenizer(config, workdir, tokenizer)
-        else:
-            variables = _train_tokenizer(run, tokenizer)
-        if cache:
-            # No process may begin the cache while another has still to look for it.
-            multihost_utils.sync_global_devices("looked for a token cache")
-            if not cached_images:
-                tokenize(config, workdir, stop)
-        task = GeneratorTask(
-            generator,
-            tokenizer,
-            variables,
-            training,
-            schedule,
-            Settings.from_config(config.sampling),
-            dinov2,
-        )
-        initial = None
-        if config.generator.checkpoint:
-            initial = load_generator(config, workdir, generator)
-        if cache:
-            data = _cached_data(run, schedule, tokenizer, variables)
-        else:
-            data = _images(run, schedule, "generator")
-        run.train(task, schedule, data, initial=initial)
-    sample(config, workdir)
+    if cache and not cached_images:
+        files.usable_workdir(cache)
+    with lock.locked(workdir, "train"):
+        with loop.stop_signal() as stop:
+            run = _Run(config, workdir, mesh, stop)
+            if config.tokenizer.checkpoint:
+                variables = load_tokenizer(config, workdir, tokenizer)
+            else:
+                variables = _train_tokenizer(run, tokenizer)
+            if cache:
+                # No process may begin the cache while another has still to look for it.
+                multihost_utils.sync_global_devices("looked for a token cache")
+                if not cached_images:
+                    tokenize(config, workdir, stop)
+            task = GeneratorTask(
+                generator,
+                tokenizer,
+                variables,
+                training,
+                schedule,
+                Settings.from_config(config.sampling),
+                dinov2,
+            )
+            initial = None
+            if config.generator.checkpoint:
+                initial = load_generator(config, workdir, generator)
+            if cache:
+                data = _cached_data(run, schedule, tokenizer, variables)
+            else:
+                data = _images(run, schedule, "generator")
+            state = run.train(task, schedule, data, initial=initial)
+        trained = config.copy_and_resolve_references()
+        trained.generator.checkpoint = ""  # Training began with it, and has made another.
+        _draw_samples(trained, workdir, int(state.step))
+
+
+def _draw_samples(config: ConfigDict, workdir: str, step: int) -> None:
+    """Makes samples of the trained model, unless this was done after the same step before."""
+    found = ""
+    if jax.process_index() == 0:
+        found = find_samples(workdir, job="train", generator=f"step {step}") or ""
+    if found := agreed(str(found)):
+        log.info("all is there: both are trained, and samples are in %s", found)
+    else:
+        write_samples(config, workdir, "train")
 
 
 class _Run:

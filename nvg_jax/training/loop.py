@@ -148,8 +148,8 @@ def train(
     position is saved and restored with the state. directory: holds the task's checkpoints and
     summaries. stop: whether to save and leave, asked of every process; all do if one says so,
     STEPS_IN_FLIGHT steps later. initial: variables to start from in place of random ones. begin:
-    called once the directory is known to fit the task. finish: turns the trained state into the one
-    that is kept.
+    called before the first step, once the directory is known to fit the task. finish: turns the
+    trained state into the one that is kept.
 
     A step is a function of the state, the batch, and a key made from `key` and the step alone, so
     that an interrupted run ends with the same parameters as an uninterrupted one.
@@ -169,13 +169,8 @@ def train(
     ):
         abstract = sharding.abstract(task.init_state, mesh, init_key)
         restored = checkpointer.restore(abstract, iterator)
-        try:
+        if restored is None or restored[1] < schedule.num_steps:
             begin()
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {directory} ({error.strerror or error}): name another --workdir, "
-                "or make room in this one"
-            ) from error
         if restored is not None:
             state, start = restored
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from nvg_jax import granularity, hardware, visualize
+from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -36,8 +37,8 @@ class Report:
         self._directory = directory
         self._is_writer = jax.process_index() == 0
         self._writer: Any = None
-        self._has_failed = False
-        self._write(lambda writer: None)
+        self._failing: set[str] = set()
+        self._write("summaries", lambda writer: None)
         self._steps: list[Metrics] = []
         self._skipped = 0
         self._last = (start, time.monotonic())
@@ -66,7 +67,7 @@ class Report:
         log.info(_line(self._name, step, self._num_steps, summary, seconds_left))
         for line in _stage_lines(summary):
             log.info(line)
-        self._write(lambda writer: writer.write_scalars(step, dict(_flatten(summary))))
+        self._write("summaries", lambda writer: writer.write_scalars(step, dict(_flatten(summary))))
 
     def restart_clock(self, step: int) -> None:
         """Leaves what happened since the last summary out of the next one's speed."""
@@ -80,14 +81,18 @@ class Report:
                 visualize.save_png(f"{self._directory}/pictures/{name}_{step:08d}.png", picture)
             writer.write_images(step, {name: image[None] for name, image in pictures.items()})
 
-        self._write(write)
+        self._write("pictures", write)
 
     def close(self) -> None:
         if self._writer:
-            self._write(lambda writer: writer.close())
+            self._write("summaries", lambda writer: writer.close())
 
-    def _write(self, write: Callable[[Any], None]) -> None:
-        """Calls `write` with the summaries' writer, on the process that writes them."""
+    def _write(self, what: str, write: Callable[[Any], None]) -> None:
+        """Calls `write` with the summaries' writer, on the process that writes them.
+
+        what: is written; that it cannot be is said once for each. Pictures are large: where they
+        find no room there may still be some for numbers.
+        """
         if not self._is_writer:
             return
         # Not at the top: TensorFlow takes seconds, and only this process of a training needs it.
@@ -98,18 +103,19 @@ class Report:
             self._writer = self._writer or metric_writers.SummaryWriter(self._directory)
             write(self._writer)
             self._writer.flush()
-            self._has_failed = False
-        except (OSError, tf.errors.OpError) as error:
+            self._failing.discard(what)
+        except (OSError, UserError, tf.errors.OpError) as error:
             # Nobody reads on after a record that is half written: the next one begins a file.
             self._writer = None
-            if not self._has_failed:
-                reason = str(error).splitlines()[0].split("; ")[-1]
+            if what not in self._failing:
+                reason = str(error.__cause__ or error).splitlines()[0].split("; ")[-1]
                 log.warning(
-                    "no summaries can be written to %s (%s): training goes on without them",
+                    "no %s can be written to %s (%s): training goes on without them",
+                    what,
                     self._directory,
                     reason,
                 )
-            self._has_failed = True
+            self._failing.add(what)
 
 
 def _summarise(steps: list[Metrics]) -> Metrics:

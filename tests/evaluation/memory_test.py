@@ -92,5 +92,5 @@ def test_memory_beside_the_samples_does_not_grow_with_their_count(
     # Copies of 1,200 more images would be 59 megabytes, or 236 as floating-point numbers.
     assert many < few + 25 * MEGABYTE, (few / MEGABYTE, many / MEGABYTE)
     assert many < 100 * MEGABYTE
-    with np.load(tmp_path / "evaluation" / "samples.npz") as samples:
+    with np.load(tmp_path / "evaluation" / "samples-3.npz") as samples:
         assert samples["arr_0"].shape == (1600, SIDE, SIDE, 3)

@@ -46,6 +46,7 @@ def model(config, random_variables, monkeypatch):
         generator,
         random_variables(generator.init_variables),
         sharding.create_mesh(),
+        {"tokenizer": "random", "generator": "random"},
     )
     monkeypatch.setattr(evaluation, "load_model", lambda *args, **options: model)
     return model

@@ -113,16 +113,16 @@ def test_sequences_can_be_given_sample_by_sample(trained, model):
 def test_sample_shows_what_was_given(trained):
     config, workdir = trained
     config.control.structure = "circle:0.5,0.5,0.4"
-    jobs.sample(config, workdir)
-    picture = np.asarray(Image.open(f"{workdir}/samples/given.png"))
+    folder = jobs.sample(config, workdir)
+    picture = np.asarray(Image.open(f"{folder}/given.png"))
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 3
 
 
 def test_control_shows_reference_and_samples(trained):
     config, workdir = trained
     config.control.reference = "test:3"
-    jobs.control(config, workdir)
-    picture = np.asarray(Image.open(f"{workdir}/control/stages.png"))
+    folder = jobs.control(config, workdir)
+    picture = np.asarray(Image.open(f"{folder}/stages.png"))
     cell, gap = 96, 3
     left, top = picture.shape[1] - gap - cell, picture.shape[0] - gap - cell
     # With all stages kept, the sample is the reference's reconstruction.

@@ -26,9 +26,11 @@ def test_evaluation_reports_and_stores_its_numbers(trained, capsys, monkeypatch)
         "of_split",
         lambda data, split, *args: read.append(split) or of_split(data, split, *args),
     )
+    written = epath.Path(workdir, "evaluation.json")
+    written.unlink(missing_ok=True)
     results = jobs.evaluate(config, workdir)
     assert read.count("test") == 1
-    assert results == json.loads(epath.Path(workdir, "evaluation.json").read_text())
+    assert results == json.loads(written.read_text())
     assert 0 < results["psnr"] < 60 and 0 < results["codebook_usage"] <= 1
     assert min(results[name] for name in ("rfid", "fid", "sfid", "diversity")) > 0
     assert 1 <= results["inception_score"] <= 10
@@ -38,18 +40,53 @@ def test_evaluation_reports_and_stores_its_numbers(trained, capsys, monkeypatch)
     by_stage = ("codebook_usage_by_stage", "variation_structure", "variation_both")
     assert all(len(results[name]) == 5 for name in by_stage)
     assert results["variation_structure"][:2] == results["variation_both"][:1] * 2
-    assert results["measured"]["samples"] == 20
+    about = results["measured"]
+    assert about.keys() == results.keys() - {"measured"}
+    assert about["fid"].items() >= {"num_samples": 20, "generator": "step 6"}.items()
+    assert about["psnr"].items() >= {"split": "test", "tokenizer": "step 6"}.items()
+    assert "samples" not in about["psnr"] and about["fid"]["time"].endswith("Z")
+    samples = about["fid"]["samples"]
     assert f"{results['psnr']:.3f}" in capsys.readouterr().out
     plot = np.asarray(Image.open(epath.Path(workdir, "evaluation", "variation.png")))
     assert plot.std() > 10 and (plot[:, :5] == 255).all()
 
     # With the classifier, the reference and the samples that are there now.
     config.evaluation.metrics = ("fid", "rfid")
-    config.evaluation.samples = f"{workdir}/evaluation/samples.npz"
+    config.evaluation.samples = samples
     again = jobs.evaluate(config, workdir)
     assert {name: again[name] for name in ("fid", "rfid")} == {
         name: results[name] for name in ("fid", "rfid")
     }
+    # What was not measured again is kept, with what was said of it.
+    kept = json.loads(written.read_text())
+    assert kept.keys() == results.keys() and kept["measured"].keys() == about.keys()
+    assert kept["measured"]["diversity"] == about["diversity"]
+    assert "generator" not in kept["measured"]["fid"]
+
+
+def test_numbers_of_before_are_kept_or_put_aside(trained, tmp_path):
+    config, workdir = trained
+    config.tokenizer.checkpoint = _exported(config, workdir)
+    config.evaluation.metrics = ("codebook_usage",)
+    written = tmp_path / "evaluation.json"
+    # As it was written when one description was that of all.
+    written.write_text('{"psnr": 12.5, "measured": {"dataset": "digits", "split": "train"}}')
+    jobs.evaluate(config, str(tmp_path))
+    found = json.loads(written.read_text())
+    assert found["psnr"] == 12.5 and found["measured"]["psnr"]["split"] == "train"
+    assert found["measured"]["codebook_usage"]["split"] == "test"
+    for damaged in ('{"psnr": 12', "[]", '{"measured": 3}'):
+        written.write_text(damaged)
+        jobs.evaluate(config, str(tmp_path))
+        assert "codebook_usage" in json.loads(written.read_text())
+    aside = {path.read_text() for path in tmp_path.glob("evaluation*.damaged")}
+    assert aside == {'{"psnr": 12', "[]", '{"measured": 3}'}
+
+
+def _exported(config, workdir) -> str:
+    if not epath.Path(workdir, "export").exists():
+        jobs.export(config, workdir)
+    return f"{workdir}/export/tokenizer"
 
 
 @pytest.fixture
@@ -72,7 +109,8 @@ def test_given_samples_that_are_the_reference_are_perfect(real_images):
     results = jobs.evaluate(config, workdir)
     assert results["fid"] < 1e-6 and results["sfid"] < 1e-6
     assert results["precision"] == results["recall"] == 1
-    assert results["measured"]["samples"] == path
+    about = results["measured"]["fid"]
+    assert (about["samples"], about["num_samples"], about["reference"]) == (path, 200, path)
 
 
 def test_mistakes_are_one_clear_line(real_images, tmp_path):

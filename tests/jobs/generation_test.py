@@ -1,5 +1,8 @@
 """Samples of a tiny trained model."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
@@ -29,6 +32,19 @@ def test_bad_requests_are_one_clear_line(trained):
     for class_id in (-1, 10):
         with pytest.raises(ValueError, match="classes"):
             next(jobs.generate(model, settings, [class_id]))
+
+
+def test_samples_take_nobodys_place(trained, tmp_path):
+    config, workdir = trained
+    shutil.copytree(workdir, tmp_path / "run", ignore=shutil.ignore_patterns("samples*"))
+    config.control.structure = "left"
+    first = jobs.sample(config, str(tmp_path / "run"))
+    config.control.structure, config.seed = "", 1
+    second = jobs.sample(config, str(tmp_path / "run"))
+    assert (first.name, second.name) == ("samples", "samples-2")
+    assert (first / "given.png").exists() and not (second / "given.png").exists()
+    request = json.loads((second / "request.json").read_text())
+    assert request["generator"] == "step 6" and request["seed"] == 1
 
 
 def test_sampling_without_a_checkpoint(tiny_config, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import json
+import pathlib
 import shutil
 
 import jax
@@ -12,7 +13,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from nvg_jax import jobs
+from nvg_jax import jobs, lock
 from nvg_jax.data import pipeline
 from nvg_jax.data.stream import Order
 from nvg_jax.errors import Preempted, UserError
@@ -37,9 +38,25 @@ def test_training_ends_with_checkpoints_summaries_and_samples(trained):
 
 def test_finished_training_is_not_repeated(trained, caplog):
     config, workdir = trained
-    before = epath.Path(workdir, "generator", "checkpoints", "6").stat().mtime
+    config.generator.training.learning_rate = 1.0  # Would be in config.json.
+
+    def times():
+        found = (path for path in pathlib.Path(workdir).rglob("*") if path.name != "lock")
+        return {path: path.stat().st_mtime_ns for path in found if path.is_file()}
+
+    before = times()
+    with caplog.at_level("INFO", logger="nvg_jax"):
+        jobs.train(config, workdir)
+    assert times() == before and "all is there" in caplog.text
+
+
+def test_a_second_training_is_refused_and_others_read(trained):
+    config, workdir = trained
+    with lock.locked(workdir, "train"):
+        with pytest.raises(UserError, match=r"another run is at work in .*train, process \d+ on"):
+            jobs.train(config, workdir)
+        jobs.load_model(config, workdir)
     jobs.train(config, workdir)
-    assert epath.Path(workdir, "generator", "checkpoints", "6").stat().mtime == before
 
 
 def test_longer_training_goes_on_from_the_last_checkpoint(trained, tmp_path):
@@ -179,7 +196,7 @@ def test_frozen_networks_that_are_missing_are_noticed_at_once(tiny_config, tmp_p
             tiny_config.generator.training.repa.weight = 0.5
         with pytest.raises(UserError, match=f"python -m nvg_jax.interop.fetch {name}"):
             jobs.train(tiny_config, str(tmp_path / "run"))
-    assert not (tmp_path / "run").exists()
+    assert not list(tmp_path.glob("run/*/checkpoints"))
 
 
 def test_microbatches_that_do_not_divide_the_batch(tiny_config, tmp_path):

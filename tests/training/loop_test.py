@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import nvg_digits
-from nvg_jax import sharding
+from nvg_jax import files, sharding
 from nvg_jax.data.stream import Order
 from nvg_jax.errors import Preempted, UserError
 from nvg_jax.training import loop
@@ -168,11 +168,12 @@ def test_a_stop_that_cannot_be_kept_is_an_error(train, disk):
 
 def test_a_directory_that_cannot_be_written_is_a_mistake(train, disk):
     def begin():
-        (disk.path / "config.json").write_text("{}" * 9000)
+        files.write_text(disk.path / "config.json", "{}" * 9000)
 
     disk.fill(leave=8192)
-    with pytest.raises(UserError, match=r"cannot write to .*run \(No space left on device\): name"):
+    with pytest.raises(UserError, match=r"config.json cannot be written \(No space left on device"):
         train(directory=disk.path / "run", begin=begin)
+    assert {path.name for path in disk.path.iterdir()} == {"run", "filler"}
 
 
 def test_schedule_counts_whole_batches():

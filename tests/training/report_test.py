@@ -95,9 +95,10 @@ def test_a_full_disk_ends_no_training(tmp_path, caplog):
             report.write(step, learning_rate=1e-3)
             report.write_pictures(step, {"noise": noise})
         report.close()
-        (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-        assert "no summaries can be written to" in line and "No space left on device" in line
-        assert "training goes on" in line
+        lines = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+        for line, what in zip(lines, ("pictures", "summaries"), strict=True):
+            assert f"no {what} can be written to" in line and "No space left on device" in line
+            assert "training goes on" in line
         losses = {}
         for file in directory.glob("events*"):
             events = EventAccumulator(str(file), size_guidance={"tensors": 0}).Reload()
