@@ -58,6 +58,14 @@ def test_a_workdir_that_cannot_be_used_is_refused_at_once(workdir):
     assert line.startswith("error: ") and ("cannot be written" in line or "no directory" in line)
 
 
+@pytest.fixture
+def heeding_sigint():
+    """New processes heed Ctrl-C, also where a script started the tests in the background."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
 @pytest.mark.parametrize(
     ("number", "module", "code", "words"),
     [
@@ -65,7 +73,7 @@ def test_a_workdir_that_cannot_be_used_is_refused_at_once(workdir):
         (signal.SIGTERM, "jaxlib", 143, "stopped by SIGTERM: nothing has been saved yet"),
     ],
 )
-def test_a_signal_is_one_line(tmp_path, number, module, code, words):
+def test_a_signal_is_one_line(tmp_path, heeding_sigint, number, module, code, words):
     command = [sys.executable, "-X", "importtime", "-m", "nvg_jax.main", CONFIG]
     with subprocess.Popen(
         [*command, f"--workdir={tmp_path}"], stderr=subprocess.PIPE, text=True
@@ -74,7 +82,7 @@ def test_a_signal_is_one_line(tmp_path, number, module, code, words):
             if line.split()[-1] == module:
                 break
         process.send_signal(number)
-        errors = process.stderr.read()
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == code
     (said,) = [line for line in errors.splitlines() if not line.startswith("import time:")]
     assert said == words

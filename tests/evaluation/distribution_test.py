@@ -201,5 +201,5 @@ def test_the_parts_in_which_features_come_make_no_difference(seed):
     np.testing.assert_array_equal(found.mean, whole.mean)
     np.testing.assert_array_equal(found.covariance, whole.covariance)
     exact = features.astype(np.float64)
-    np.testing.assert_allclose(found.mean, exact.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(found.mean, exact.mean(axis=0), rtol=1e-12, atol=1e-15)
     np.testing.assert_allclose(found.covariance, np.cov(exact, rowvar=False), rtol=1e-9, atol=1e-12)
