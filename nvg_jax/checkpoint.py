@@ -261,21 +261,33 @@ def restore_ema(
 def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str) -> None:
     """Writes a pytree of arrays as a weights directory, which `load_weights` reads.
 
-    Every process of a multi-host run has to call it. Raises UserError if the directory exists and
-    is not empty.
+    Every process of a multi-host run has to call it. It is whole once it has its seal; what an
+    earlier call could not finish is replaced. Raises UserError if the directory exists and holds
+    anything else, or cannot be written.
     """
     directory = absolute(directory)
     # One looks for all: another would find what the first to go on has begun.
-    taken = jax.process_index() == 0 and directory.exists()
-    taken = taken and (not directory.is_dir() or any(directory.iterdir()))
-    if agreed("it is taken" if taken else ""):
+    if agreed("it is taken" if jax.process_index() == 0 and _is_taken(directory) else ""):
         raise UserError(f"{directory} exists already: choose another place, or remove it first")
-    directory.mkdir(parents=True, exist_ok=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-        checkpointer.save(directory / "weights", args=ocp.args.PyTreeSave(variables))
-    if jax.process_index() == 0:
-        seal.write(directory, architecture)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with said_once(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            args = ocp.args.PyTreeSave(variables)
+            checkpointer.save(directory / "weights", args=args, force=True)
+        if jax.process_index() == 0:
+            seal.write(directory, architecture)
+    except SAVING_ERRORS as error:
+        raise UserError(
+            f"{directory} cannot be written ({reason(error)}): make room, or choose another place"
+        ) from error
     ocp.multihost.sync_global_processes("weights sealed")
+
+
+def _is_taken(directory: epath.Path) -> bool:
+    """Whether there is anything but weights without a seal."""
+    if not directory.is_dir():
+        return directory.exists()
+    return any(not path.name.startswith("weights") for path in directory.iterdir())
 
 
 def load_weights(

@@ -28,11 +28,13 @@ _LESS_MEMORY = (
 )
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[[], None], has_flags: bool = True) -> None:
     """Parses the flags and runs `main`; a UserError ends it with its line and exit code 1.
 
     So do too little memory and a full disk; Ctrl-C and SIGTERM as `stopping` says. Output that
     nobody takes any more, as after `| head -1` or on a full disk, is lost and ends nothing.
+
+    has_flags: whether these are absl's; else `main` reads its arguments itself.
     """
     stopping.watch()
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -58,7 +60,7 @@ def run(main: Callable[[], None]) -> None:
             # As ml_collections says it.
             sys.exit(f"error: the config lacks {_line(error)}: begin with configs/base.py")
 
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(guarded, flags_parser=_parse_flags if has_flags else _leave_flags)
 
 
 class _Stream:
@@ -122,6 +124,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if rest[1:]:
         sys.exit(f"error: not a flag: {' '.join(rest[1:])}")
     return rest
+
+
+def _leave_flags(argv: list[str]) -> list[str]:
+    flags.FLAGS.mark_as_parsed()
+    return argv
 
 
 def _try_config(file: str, *argument: str) -> None:

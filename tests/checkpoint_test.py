@@ -13,6 +13,7 @@ import pytest
 
 from nvg_jax.checkpoint import TrainCheckpointer, load_weights, restore_ema, save_weights
 from nvg_jax.errors import UserError
+from tests.small_disk import small_disk
 from tests.states import ABSTRACT, ARCHITECTURE, abstract, assert_same, iterator, make_state
 
 OTHER = "generator(width 96, 16 positions)"
@@ -240,6 +241,18 @@ def test_weights_round_trip(tmp_path):
     wanted["scales"] = jax.ShapeDtypeStruct((5,), jnp.float16, sharding=sharding)
     scales = load_weights(tmp_path / "out" / "weights", wanted, ARCHITECTURE)["scales"]
     assert scales.dtype == jnp.float16 and scales.sharding == sharding
+
+
+def test_weights_that_a_full_disk_cut_off_are_replaced(tmp_path):
+    variables = {"kernel": jax.random.normal(jax.random.key(0), (512, 512))}
+    with small_disk(tmp_path, "4m") as disk:
+        disk.fill(leave=500_000)
+        with pytest.raises(UserError, match="weights cannot be written .No space left"):
+            save_weights(disk.path / "weights", variables, ARCHITECTURE)
+        disk.free()
+        save_weights(disk.path / "weights", variables, ARCHITECTURE)
+        loaded = load_weights(disk.path / "weights", abstract(variables), ARCHITECTURE)
+        assert_same(loaded, variables)
 
 
 def test_weights_refuse_what_is_wrong(tmp_path, directory):

@@ -67,17 +67,20 @@ def heeding_sigint():
 
 
 @pytest.mark.parametrize(
-    ("number", "module", "code", "words"),
+    ("program", "number", "module", "code", "words"),
     [
-        (signal.SIGINT, "logging", 130, "stopped by Ctrl-C"),
-        (signal.SIGTERM, "jaxlib", 143, "stopped by SIGTERM: nothing has been saved yet"),
+        ("main", signal.SIGINT, "logging", 130, "stopped by Ctrl-C"),
+        ("main", signal.SIGTERM, "jaxlib", 143, "stopped by SIGTERM: nothing has been saved yet"),
+        ("data.prepare", signal.SIGINT, "logging", 130, "stopped by Ctrl-C"),
+        ("interop.fetch", signal.SIGINT, "logging", 130, "stopped by Ctrl-C"),
+        ("interop.convert", signal.SIGTERM, "jaxlib", 143, "stopped by SIGTERM"),
     ],
 )
-def test_a_signal_is_one_line(tmp_path, heeding_sigint, number, module, code, words):
-    command = [sys.executable, "-X", "importtime", "-m", "nvg_jax.main", CONFIG]
-    with subprocess.Popen(
-        [*command, f"--workdir={tmp_path}"], stderr=subprocess.PIPE, text=True
-    ) as process:
+def test_a_signal_is_one_line(tmp_path, heeding_sigint, program, number, module, code, words):
+    command = [sys.executable, "-X", "importtime", "-m", f"nvg_jax.{program}"]
+    if program == "main":
+        command += [CONFIG, f"--workdir={tmp_path}"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:  # Until that module has been imported, of many.
             if line.split()[-1] == module:
                 break

@@ -5,12 +5,18 @@
 Only this command needs TensorFlow.
 """
 
+from nvg_jax import stopping
+
+if __name__ == "__main__":
+    stopping.watch()  # Before the imports, which take a while.
+
 import argparse
 import sys
 from collections.abc import Sequence
 
 import tensorflow_datasets as tfds
 
+from nvg_jax import cli
 from nvg_jax.data.pipeline import load_builder
 from nvg_jax.errors import UserError
 
@@ -58,4 +64,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main, has_flags=False)

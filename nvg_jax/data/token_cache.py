@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import uuid
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +24,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from ml_collections import ConfigDict
 
+from nvg_jax import files
 from nvg_jax.data.stream import Batches, Order, training_stream
 from nvg_jax.data.token_records import Meta, data_fields, decode
 from nvg_jax.errors import UserError
@@ -49,25 +49,18 @@ def begin(directory: epath.PathLike, meta: Meta) -> None:
     UserError: it holds a cache of something else, or one without its `meta.json`, or it cannot be
     written.
     """
-    if "://" in os.fspath(directory):
+    if files.is_remote(directory):
         raise UserError(f"{directory} is no folder of a file system: {_ANOTHER} that is one")
     directory = epath.Path(directory)
-    files = list(directory.glob("*.array_record"))  # Before meta.json, which is written first.
+    shards = list(directory.glob("*.array_record"))  # Before meta.json, which is written first.
     if (directory / "meta.json").exists():
         _refuse_other(directory, _read_meta(directory), dataclasses.asdict(meta))
         return
-    if files:
+    if shards:
         raise UserError(f"{directory} holds ArrayRecord files but no meta.json: {_ANOTHER}")
     # Several processes may begin at once; they write the same.
-    part = directory / f"meta.json.{uuid.uuid4().hex}.part"
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps(dataclasses.asdict(meta), indent=1) + "\n")
-        part.replace(directory / "meta.json")
-    except OSError as error:
-        raise UserError(
-            f"{directory} cannot be written ({error.strerror}): make room, or {_ANOTHER}"
-        ) from error
+    text = json.dumps(dataclasses.asdict(meta), indent=1)
+    files.write_text(directory / "meta.json", f"{text}\n")
 
 
 def missing_shards(directory: epath.PathLike, meta: Meta) -> dict[str, range]:

@@ -8,6 +8,11 @@ licence: the tokenizer `ckpt/ae.ckpt` and generators of 16 blocks and more, `ckp
 on. Nothing that a checkpoint names is run or imported.
 """
 
+from nvg_jax import stopping
+
+if __name__ == "__main__":
+    stopping.watch()  # Before the imports, which take a while.
+
 from absl import flags
 from etils import epath
 from ml_collections import ConfigDict, config_flags

@@ -7,16 +7,22 @@ Without names it fetches all of them. Nothing that a file names is run or import
 stay under their publishers' licences, which `--list` shows.
 """
 
+from nvg_jax import stopping
+
+if __name__ == "__main__":
+    stopping.watch()  # Before the imports, which take a while.
+
 import argparse
 import hashlib
 import http.client
+import math
 import sys
 import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 
 from etils import epath
-from tqdm import tqdm
 
+from nvg_jax import cli
 from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
 from nvg_jax.frozen import weights
@@ -24,6 +30,7 @@ from nvg_jax.frozen.weights import PublishedFile
 from nvg_jax.interop.frozen_names import frozen_variables
 from nvg_jax.interop.torch_file import stored_tensors
 from nvg_jax.interop.translate import Tensors
+from nvg_jax.progress import Progress
 
 
 def fetch(
@@ -82,9 +89,11 @@ def _download(address: str, path: epath.Path) -> None:
     try:
         with urllib.request.urlopen(address, timeout=60) as response, partial.open("wb") as file:
             size = response.length  # None if the server does not say.
-            with tqdm(total=size, unit="B", unit_scale=True, disable=None) as progress:
-                while block := response.read(1 << 20):
-                    progress.update(file.write(block))
+            megabytes = size and math.ceil(size / 1e6)
+            with Progress(f"downloading {path.name}", megabytes, "megabyte") as progress:
+                while block := response.read(10**6):
+                    file.write(block)
+                    progress.update()
         if size and partial.stat().length != size:
             raise OSError(f"the connection ended after {partial.stat().length} of {size} bytes")
         partial.rename(path)
@@ -176,4 +185,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    cli.run(lambda: sys.exit(main()), has_flags=False)

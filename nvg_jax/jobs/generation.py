@@ -164,6 +164,8 @@ def write_samples(config: ConfigDict, workdir: str, for_job: str) -> epath.Path 
     log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), folder)
     if given:
         log.info("wrote the given structure: %s/given.png", folder)
+    else:
+        log.info("in strips.png %s", visualize.MAP_COLOURS)
     return folder
 
 

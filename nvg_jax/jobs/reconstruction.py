@@ -34,5 +34,6 @@ def reconstruct(config: ConfigDict, workdir: str) -> epath.Path | None:
         with files.new_folder(f"{workdir}/reconstructions") as folder:
             visualize.save_png(folder / "strips.png", strips)
         log.info("wrote %d reconstructions: %s/strips.png", len(images), folder)
+        log.info("in strips.png %s", visualize.MAP_COLOURS)
         return folder
     return None
