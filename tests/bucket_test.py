@@ -15,7 +15,8 @@ from tests import bucket
 bucket.serve()
 
 from nvg_jax import startup, visualize
-from nvg_jax.checkpoint import TrainCheckpointer, load_weights, restore_ema, save_weights
+from nvg_jax.checkpoint import TrainCheckpointer, restore_ema
+from nvg_jax.weights import load_weights, save_weights
 from tests.states import State
 
 startup.start("gs://bucket/run")

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax.checkpoint import TrainCheckpointer, load_weights, restore_ema, save_weights
+from nvg_jax.checkpoint import TrainCheckpointer, restore_ema
 from nvg_jax.errors import UserError
+from nvg_jax.weights import load_weights, save_weights
 from tests.small_disk import small_disk
 from tests.states import ABSTRACT, ARCHITECTURE, abstract, assert_same, iterator, make_state
 

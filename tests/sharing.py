@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from nvg_jax import checkpoint, cli, distributed, seal
 from nvg_jax.errors import UserError
+from nvg_jax.weights import load_weights, save_weights
 
 
 def make_state(seed: int, mesh: Mesh) -> Any:
@@ -65,10 +66,10 @@ def main(index: int, directory: epath.Path, flags: pathlib.Path) -> None:
     (flags / f"read{index}").write_text("\n".join(read))
 
     weights = directory.parent / "weights"
-    checkpoint.save_weights(weights, {"ema": ema}, "line")
-    checkpoint.load_weights(weights, {"ema": wanted.ema}, "line")
+    save_weights(weights, {"ema": ema}, "line")
+    load_weights(weights, {"ema": wanted.ema}, "line")
     try:
-        checkpoint.save_weights(weights, {"ema": ema}, "line")
+        save_weights(weights, {"ema": ema}, "line")
     except UserError:
         say("refused")
 

@@ -19,12 +19,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import checkpoint, keys, sharding
+from nvg_jax import keys, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.data.stream import Order
 from nvg_jax.frozen.inception import ImageFeatures
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.progress import track
+from nvg_jax.weights import load_weights, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +78,10 @@ def trained(config: ConfigDict, workdir: str, mesh: Mesh) -> Frozen:
     path = epath.Path(workdir) / "classifier"
     if path.exists():
         abstract = sharding.abstract(module.init, mesh, jax.random.key(0), module.example())
-        return Frozen(module, checkpoint.load_weights(path, abstract, architecture))
+        return Frozen(module, load_weights(path, abstract, architecture))
     variables = train(data, settings, config.seed).variables
     variables = sharding.place_copies(variables, sharding.replicated(mesh))
-    checkpoint.save_weights(path, variables, architecture)
+    save_weights(path, variables, architecture)
     log.info("wrote the classifier whose features are compared: %s", path)
     return Frozen(module, variables)
 

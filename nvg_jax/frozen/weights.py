@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Key
 
-from nvg_jax.checkpoint import load_weights
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.inception import Inception
 from nvg_jax.frozen.lpips import LPIPS
 from nvg_jax.frozen.vit import dino_vits16, dinov2_vitb14
+from nvg_jax.weights import load_weights
 
 
 class PublishedFile(NamedTuple):

@@ -16,6 +16,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
 from nvg_jax import granularity, keys
+from nvg_jax.generator.rope import rope_ids, with_class_token
 from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import (
     Head,
@@ -23,8 +24,6 @@ from nvg_jax.generator.transformer import (
     dense,
     embed,
     embedding_init,
-    rope_ids,
-    with_class_token,
 )
 from nvg_jax.granularity import GranularitySequence
 

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from nvg_jax import allowed, keys
 from nvg_jax.errors import UserError
 from nvg_jax.generator.content import Content
+from nvg_jax.generator.rope import rope_axis_dims
 from nvg_jax.generator.sizes import Sizes, StackSizes
 from nvg_jax.generator.structure import StructureFlow
-from nvg_jax.generator.transformer import ATTENTION, REMAT, rope_axis_dims
+from nvg_jax.generator.transformer import ATTENTION, REMAT
 from nvg_jax.tokenizer.model import build_tokenizer
 
 STRUCTURE_GENERATORS = {"flow": StructureFlow}

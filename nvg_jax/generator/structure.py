@@ -17,14 +17,13 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from nvg_jax import granularity, keys
+from nvg_jax.generator.rope import rope_ids, with_class_token
 from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import (
     Head,
     Stack,
     dense,
     embed,
-    rope_ids,
-    with_class_token,
 )
 from nvg_jax.granularity import GranularitySequence
 

@@ -18,13 +18,13 @@ from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from nvg_jax import cli
-from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
 from nvg_jax.generator.model import build_generator
 from nvg_jax.interop import released
 from nvg_jax.interop.torch_file import stored_tensors
 from nvg_jax.interop.translate import Tensors
 from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.weights import save_weights
 
 
 def convert(config: ConfigDict, tokenizer: str, generator: str, output: str) -> list[str]:

@@ -23,7 +23,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from etils import epath
 
 from nvg_jax import cli
-from nvg_jax.checkpoint import save_weights
 from nvg_jax.errors import UserError
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.weights import PublishedFile
@@ -31,6 +30,7 @@ from nvg_jax.interop.frozen_names import frozen_variables
 from nvg_jax.interop.torch_file import stored_tensors
 from nvg_jax.interop.translate import Tensors
 from nvg_jax.progress import Progress
+from nvg_jax.weights import save_weights
 
 
 def fetch(

@@ -16,6 +16,7 @@ from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.generator.model import Generator, build_generator
 from nvg_jax.jobs.job import job
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
+from nvg_jax.weights import load_weights, save_weights
 
 log = logging.getLogger(__name__)
 Variables = Any
@@ -70,7 +71,7 @@ def _load(
     mesh = sharding.create_mesh(config.mesh)
     abstract = sharding.abstract(module.init_variables, mesh, jax.random.key(0))
     if weights:
-        return checkpoint.load_weights(weights, abstract, module.architecture), weights
+        return load_weights(weights, abstract, module.architecture), weights
     variables, step = checkpoint.restore_ema(checkpoints, module.architecture, abstract)
     log.info("using step %d of %s", step, checkpoints)
     return variables, f"step {step}"
@@ -90,7 +91,7 @@ def export(config: ConfigDict, workdir: str) -> None:
     directory = epath.Path(workdir) / "export"
     for name in ("tokenizer", "generator"):
         module, variables = getattr(model, name), getattr(model, f"{name}_variables")
-        checkpoint.save_weights(directory / name, variables, module.architecture)
+        save_weights(directory / name, variables, module.architecture)
         log.info("use them with --config.%s.checkpoint=%s", name, directory / name)
 
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax import checkpoint
 from nvg_jax.errors import UserError
 from nvg_jax.frozen import weights
+from nvg_jax.weights import save_weights
 
 
 @pytest.mark.parametrize("name", ["lpips", "dino"])
@@ -53,7 +53,7 @@ def test_default_folder_is_in_the_home(monkeypatch, tmp_path):
 
 
 def test_weights_of_another_network_and_damaged_ones_are_named(tmp_path):
-    checkpoint.save_weights(tmp_path / "dino", {"params": np.zeros(3)}, "the frozen network lpips")
+    save_weights(tmp_path / "dino", {"params": np.zeros(3)}, "the frozen network lpips")
     with pytest.raises(UserError, match="made with the frozen network lpips"):
         weights.load("dino", str(tmp_path))
     (tmp_path / "dinov2").mkdir()

@@ -5,7 +5,7 @@ import pytest
 
 from nvg_jax import granularity, sharding
 from nvg_jax.errors import UserError
-from nvg_jax.generator import transformer
+from nvg_jax.generator import rope
 from nvg_jax.generator.sizes import StackSizes
 from nvg_jax.generator.transformer import Block, Stack
 
@@ -24,27 +24,27 @@ BATCH, TOKENS, WIDTH, HEADS, BITS = 2, 5, 64, 2, 4
     ],
 )
 def test_rope_axes_share_the_head(head_width, num_bits, role, spatial):
-    dims = transformer.rope_axis_dims(head_width, num_bits)
+    dims = rope.rope_axis_dims(head_width, num_bits)
     assert dims == (role, *[2] * num_bits, spatial, spatial)
     assert sum(dims) == head_width
 
 
 def test_rope_names_a_head_too_narrow_for_its_axes():
     with pytest.raises(UserError, match="head of width 16 .* 4 structure"):
-        transformer.rope_axis_dims(16, 4)
+        rope.rope_axis_dims(16, 4)
 
 
 def test_rope_ids_are_the_reference_ones(golden_generator):
     expected = golden_generator.state_dict["nvgformer.rope_ids"].astype(np.float32)
     sizes = golden_generator.module.sizes
     undecided = jnp.zeros((1, sizes.num_positions, sizes.last_stage))
-    ids = transformer.with_class_token(transformer.rope_ids(undecided, sizes.grid))
+    ids = rope.with_class_token(rope.rope_ids(undecided, sizes.grid))
     np.testing.assert_array_equal(ids, expected)
 
 
 def test_rope_ids_hold_role_structure_and_place():
     embedding = granularity.structure_embedding(jnp.arange(16)[None], 2)
-    ids = transformer.rope_ids(embedding, (2, 8), role=2)
+    ids = rope.rope_ids(embedding, (2, 8), role=2)
     np.testing.assert_array_equal(ids[0, 9], [2, 2, 0, 1, 1, 1, 1])
 
 
@@ -55,8 +55,8 @@ def test_rotation_makes_attention_depend_on_differences_of_ids_alone():
     ids = jax.random.randint(key_ids, (1, TOKENS, BITS + 3), 0, 5).astype(jnp.float32)
 
     def scores(ids):
-        angles = transformer.rotation(transformer.rope_angles(ids, 32))
-        rotated = transformer.rotate(q, angles), transformer.rotate(k, angles)
+        angles = rope.rotation(rope.rope_angles(ids, 32))
+        rotated = rope.rotate(q, angles), rope.rotate(k, angles)
         return jnp.einsum("bthe,bshe->bhts", *rotated)
 
     expected = scores(ids)
@@ -66,8 +66,8 @@ def test_rotation_makes_attention_depend_on_differences_of_ids_alone():
 
 
 def test_rotation_turns_interleaved_pairs():
-    angles = transformer.rotation(jnp.array([0.5, 1.0])[None, None])
-    rotated = transformer.rotate(jnp.array([1.0, 0.0, 0.0, 2.0])[None, None, None], angles)
+    angles = rope.rotation(jnp.array([0.5, 1.0])[None, None])
+    rotated = rope.rotate(jnp.array([1.0, 0.0, 0.0, 2.0])[None, None, None], angles)
     expected = [np.cos(0.5), np.sin(0.5), -2 * np.sin(1), 2 * np.cos(1)]
     np.testing.assert_allclose(rotated[0, 0, 0], expected, rtol=1e-6)
 
@@ -101,7 +101,7 @@ def _block(variables, index, inputs, x):
     """One block of the stack by itself."""
     params = jax.tree.map(lambda leaf: leaf[index], variables["params"]["blocks"])
     _, vector, ids = inputs
-    angles = transformer.rotation(transformer.rope_angles(ids, WIDTH // HEADS))
+    angles = rope.rotation(rope.rope_angles(ids, WIDTH // HEADS))
     return Block(_sizes(1), True).apply({"params": params}, x, jnp.float32(0), vector, angles)
 
 
@@ -165,7 +165,7 @@ def test_drop_path_drops_whole_samples_and_keeps_the_expectation(inputs, variabl
     alike = [jnp.repeat(array[:1], count, axis=0) for array in inputs]
     params = jax.tree.map(lambda leaf: leaf[0], variables["params"]["blocks"])
     x, vector, ids = alike
-    angles = transformer.rotation(transformer.rope_angles(ids, WIDTH // HEADS))
+    angles = rope.rotation(rope.rope_angles(ids, WIDTH // HEADS))
     out = jax.jit(Block(_sizes(1), False).apply)(
         {"params": params},
         x,

@@ -8,11 +8,11 @@ import pytest
 
 from configs import base
 from nvg_jax import sharding
-from nvg_jax.checkpoint import load_weights
 from nvg_jax.errors import UserError
 from nvg_jax.generator.model import build_generator
 from nvg_jax.interop import convert, released
 from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.weights import load_weights
 
 torch = pytest.importorskip("torch", reason="reads PyTorch checkpoints")
 

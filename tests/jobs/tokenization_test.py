@@ -17,12 +17,13 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ml_collections import ConfigDict
 
-from nvg_jax import checkpoint, jobs, keys, sharding
+from nvg_jax import jobs, keys, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.weights import save_weights
 
 NUM_IMAGES, NUM_CROPS = 90, 2
 
@@ -51,7 +52,7 @@ def _save_weights(config, random_variables, factor):
     tokenizer = build_tokenizer(config)
     variables = random_variables(tokenizer.init_variables)
     variables["params"] = jax.tree.map(lambda x: factor * x, variables["params"])
-    checkpoint.save_weights(config.tokenizer.checkpoint, variables, tokenizer.architecture)
+    save_weights(config.tokenizer.checkpoint, variables, tokenizer.architecture)
 
 
 @pytest.fixture
