@@ -10,6 +10,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import flags
+
+from nvg_jax.errors import UserError
+
+
+def batch_sizes(flag: flags.FlagHolder[list[str]]) -> list[int]:
+    """The numbers of a flag `--batch_sizes`; UserError if it holds anything else."""
+    try:
+        return [int(size) for size in flag.value]
+    except ValueError:
+        raise UserError(f"--batch_sizes={','.join(flag.value)}: numbers only") from None
 
 
 def best_seconds(run: Callable[[], Any], repeats: int) -> float:

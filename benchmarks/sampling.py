@@ -25,7 +25,6 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import machine
 from nvg_jax import cli, sharding
-from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler
 from nvg_jax.generator.model import build_generator
 from nvg_jax.tokenizer import inference
@@ -92,10 +91,7 @@ def measure(config: ConfigDict, batch: int, rate: float, repeats: int) -> None:
 
 def main() -> None:
     config = flags.FLAGS.config
-    try:
-        sizes = [int(size) for size in _BATCH_SIZES.value]
-    except ValueError:
-        raise UserError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: numbers only") from None
+    sizes = machine.batch_sizes(_BATCH_SIZES)
     dtype = config.generator.model.dtype
     rate = machine.product_rate(dtype)
     path = config_flags.get_config_filename(flags.FLAGS["config"])

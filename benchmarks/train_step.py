@@ -28,7 +28,6 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import machine
 from nvg_jax import cli, hardware, sharding
-from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import load_network
 from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
@@ -135,10 +134,7 @@ def fresh_state(task: Task) -> Any:
 
 def main() -> None:
     config = flags.FLAGS.config
-    try:
-        sizes = [int(size) for size in _BATCH_SIZES.value]
-    except ValueError:
-        raise UserError(f"--batch_sizes={','.join(_BATCH_SIZES.value)}: numbers only") from None
+    sizes = machine.batch_sizes(_BATCH_SIZES)
     device = jax.devices()[0].device_kind
     path = config_flags.get_config_filename(flags.FLAGS["config"])
     dtype = config.generator.model.dtype if _TASK.value == "generator" else "float32"

@@ -3,6 +3,7 @@
 import itertools
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -275,3 +276,14 @@ def tiny_config(digits_dir) -> ConfigDict:
     evaluation.variation.num_samples = 2
     config.control.num_samples = 2
     return config
+
+
+@pytest.fixture
+def heeding_sigint():
+    """New processes heed Ctrl-C, also where a script started the tests in the background.
+
+    They inherit then that it is ignored, which a shell cannot undo.
+    """
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)

@@ -128,22 +128,13 @@ def test_local_ends_all_when_one_fails():
     assert "process 1 has ended with exit code 7" in result.stderr
 
 
-# A shell cannot undo that SIGINT is ignored, as in what a script starts in the background.
-_NOTICING_SIGINT = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_local_passes_signals_on(number):
+def test_local_passes_signals_on(heeding_sigint, number):
     script = (
         'trap "echo saved; exit $JAX_PROCESS_ID" TERM; echo ready; while :; do sleep 0.05; done'
     )
-    launcher = [sys.executable, "-c", _NOTICING_SIGINT, LAUNCH / "local.sh"]
     with subprocess.Popen(
-        [*launcher, "-n", "2", "bash", "-c", script], stdout=subprocess.PIPE, text=True
+        [LAUNCH / "local.sh", "-n", "2", "bash", "-c", script], stdout=subprocess.PIPE, text=True
     ) as process:
         output = ""
         while output.count("ready") < 2:

@@ -58,14 +58,6 @@ def test_a_workdir_that_cannot_be_used_is_refused_at_once(workdir):
     assert line.startswith("error: ") and ("cannot be written" in line or "no directory" in line)
 
 
-@pytest.fixture
-def heeding_sigint():
-    """New processes heed Ctrl-C, also where a script started the tests in the background."""
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, previous)
-
-
 @pytest.mark.parametrize(
     ("program", "number", "module", "code", "words"),
     [
