@@ -45,6 +45,7 @@ def get_config(
     tokenizer.model.width = 128
     tokenizer.model.multipliers = (1, 2, 4, 4, 4)
     tokenizer.model.num_blocks = 2
+    tokenizer.model.norm_groups = 32  # Of channels, normalised together.
     tokenizer.model.latent_channels = 32
     tokenizer.model.vocab_size = 4096
     # Of float32 convolutions: 'bfloat16', 'tensorfloat32' as in the paper's training, 'float32'.

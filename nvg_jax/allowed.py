@@ -57,6 +57,7 @@ TABLE: dict[str, Any] = {
     "tokenizer.model.width": _Count,
     "tokenizer.model.multipliers": Annotated[tuple[_Count, ...], Field(min_length=1)],
     "tokenizer.model.num_blocks": _Count,
+    "tokenizer.model.norm_groups": _Count,
     "tokenizer.model.latent_channels": _Count,
     "tokenizer.model.vocab_size": _Count,
     "tokenizer.model.precision": Literal[tuple(PRECISIONS)],

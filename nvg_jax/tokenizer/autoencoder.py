@@ -15,8 +15,8 @@ from nvg_jax.precision import conv_precision
 from nvg_jax.sharding import named, split_batch
 
 
-def _norm(name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(num_groups=32, epsilon=1e-6, name=name)
+def _norm(num_groups: int, name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(num_groups, epsilon=1e-6, name=name)
 
 
 def _conv(
@@ -42,13 +42,15 @@ class ResidualBlock(nn.Module):
     """Pre-activation residual block; a 1x1 convolution on the skip where the channels change."""
 
     features: int
+    norm_groups: int
     precision: str
 
     @nn.compact
     def __call__(self, x: Float[Array, "B height width _"]) -> Float[Array, "B height width _"]:
         conv = functools.partial(_conv, self.features, precision=self.precision)
-        h = conv(3, "conv1", ("embed", "hidden"))(nn.swish(_norm("norm1")(x)))
-        h = conv(3, "conv2", ("hidden", "embed"))(nn.swish(_norm("norm2")(h)))
+        norm = functools.partial(_norm, self.norm_groups)
+        h = conv(3, "conv1", ("embed", "hidden"))(nn.swish(norm("norm1")(x)))
+        h = conv(3, "conv2", ("hidden", "embed"))(nn.swish(norm("norm2")(h)))
         if x.shape[-1] != self.features:
             x = conv(1, "skip", (None, "embed"))(x)
         return split_batch(x + h)
@@ -60,13 +62,16 @@ class Encoder(nn.Module):
     width: int
     multipliers: Sequence[int]
     num_blocks: int
+    norm_groups: int
     latent_channels: int
     precision: str
 
     @nn.compact
     def __call__(self, images: Float[Array, "B height width 3"]) -> Float[Array, "B h w C"]:
         conv = functools.partial(_conv, kernel_size=3, precision=self.precision)
-        block = functools.partial(ResidualBlock, precision=self.precision)
+        block = functools.partial(
+            ResidualBlock, norm_groups=self.norm_groups, precision=self.precision
+        )
         x = conv(self.width, name="conv_in", axes=(None, "embed"))(images)
         for level, multiplier in enumerate(self.multipliers):
             for number in range(self.num_blocks):
@@ -82,7 +87,7 @@ class Encoder(nn.Module):
                 )(x)
         for number in range(2):
             x = block(x.shape[-1], name=f"middle_block{number}")(x)
-        x = nn.swish(_norm("norm_out")(x))
+        x = nn.swish(_norm(self.norm_groups, "norm_out")(x))
         return conv(self.latent_channels, name="conv_out", axes=("embed", None))(x)
 
 
@@ -92,12 +97,15 @@ class Decoder(nn.Module):
     width: int
     multipliers: Sequence[int]
     num_blocks: int
+    norm_groups: int
     precision: str
 
     @nn.compact
     def __call__(self, latent: Float[Array, "B h w C"]) -> Float[Array, "B height width 3"]:
         conv = functools.partial(_conv, kernel_size=3, precision=self.precision)
-        block = functools.partial(ResidualBlock, precision=self.precision)
+        block = functools.partial(
+            ResidualBlock, norm_groups=self.norm_groups, precision=self.precision
+        )
         x = conv(self.width * self.multipliers[-1], name="conv_in", axes=(None, "embed"))(latent)
         for number in range(2):
             x = block(x.shape[-1], name=f"middle_block{number}")(x)
@@ -108,7 +116,7 @@ class Decoder(nn.Module):
                 batch, height, width, channels = x.shape
                 x = jax.image.resize(x, (batch, 2 * height, 2 * width, channels), "nearest")
                 x = conv(channels, name=f"up{level}", axes=(None, "embed"))(x)
-        x = nn.swish(_norm("norm_out")(x))
+        x = nn.swish(_norm(self.norm_groups, "norm_out")(x))
         return conv(3, name="conv_out", axes=("embed", None))(x)
 
 

@@ -30,6 +30,8 @@ class Reconstruction(NamedTuple):
 class Tokenizer(nn.Module):
     """Autoencoder and quantizer. All methods take or give float32 images in [-1, 1].
 
+    norm_groups: of channels that are normalised together. With a channel in each, an image's
+    brightness has to be smuggled past the normalisation, as a bright blob at a fixed place.
     precision: of the autoencoder's convolutions, as in `precision.conv_precision`. Quantization is
     exact on every device.
     """
@@ -40,6 +42,7 @@ class Tokenizer(nn.Module):
     num_blocks: int
     latent_channels: int
     vocab_size: int
+    norm_groups: int = 32
     precision: str = "tensorfloat32"
 
     @property
@@ -62,8 +65,8 @@ class Tokenizer(nn.Module):
         multipliers = ",".join(map(str, self.multipliers))
         return (
             f"tokenizer(image {self.image_size}, width {self.width} x ({multipliers}), "
-            f"{self.num_blocks} blocks, {self.num_positions} positions x {self.latent_channels}, "
-            f"codebook {self.vocab_size})"
+            f"{self.num_blocks} blocks, {self.norm_groups} groups, {self.num_positions} positions "
+            f"x {self.latent_channels}, codebook {self.vocab_size})"
         )
 
     @nn.nowrap
@@ -72,7 +75,7 @@ class Tokenizer(nn.Module):
         return self.init(key, jnp.zeros((1, self.image_size, self.image_size, 3)))
 
     def setup(self) -> None:
-        sizes = (self.width, self.multipliers, self.num_blocks)
+        sizes = (self.width, self.multipliers, self.num_blocks, self.norm_groups)
         self.encoder = Encoder(*sizes, self.latent_channels, self.precision)
         self.decoder = Decoder(*sizes, self.precision)
         self.quantizer = Quantizer(self.vocab_size, self.latent_channels, self.grid)
@@ -135,10 +138,10 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
             f"config.data.image_size={config.data.image_size} is not a multiple of {factor}, the "
             "downsampling of config.tokenizer.model.multipliers"
         )
-    if model.width % 32:
+    if model.width % model.norm_groups:
         raise UserError(
-            f"config.tokenizer.model.width={model.width} is not a multiple of 32, the number of "
-            "groups that are normalised together"
+            f"config.tokenizer.model.width={model.width} is not a multiple of norm_groups="
+            f"{model.norm_groups}, the groups of channels that are normalised together"
         )
     tokenizer = Tokenizer(
         image_size=config.data.image_size,
@@ -147,6 +150,7 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
         num_blocks=model.num_blocks,
         latent_channels=model.latent_channels,
         vocab_size=model.vocab_size,
+        norm_groups=model.norm_groups,
         precision=model.precision,
     )
     _ = tokenizer.last_stage  # Raises if the positions are not a power of two.

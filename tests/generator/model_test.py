@@ -48,7 +48,7 @@ def test_generator_is_built_over_the_tokenizers_positions_and_codes(config):
         ("data.image_size", 250, "config.data.image_size=250 is not a multiple of 16"),
         ("data.image_size", 96, "36 latent positions are not a power of two"),
         ("data.image_size", 16, "1 latent positions are not a power of two"),
-        ("tokenizer.model.width", 48, "config.tokenizer.model.width=48 is not a multiple of 32"),
+        ("tokenizer.model.width", 48, "model.width=48 is not a multiple of norm_groups=32"),
         ("tokenizer.model.precision", "float8", "precision='float8': .* 'bfloat16', .*'float32'"),
         ("generator.model.content_heads", 7, "content_width=768 .* content_heads=7"),
         ("generator.model.structure_heads", 0, "structure_heads=0: .* equal to 1"),

@@ -13,8 +13,8 @@ from nvg_jax.tokenizer.autoencoder import Decoder, Encoder
 def test_decoder_undoes_the_encoders_downsampling(multipliers):
     images = jnp.zeros((2, 16, 16, 3))
     encoder, decoder = (
-        Encoder(32, multipliers, 1, 4, "float32"),
-        Decoder(32, multipliers, 1, "float32"),
+        Encoder(32, multipliers, 1, 32, 4, "float32"),
+        Decoder(32, multipliers, 1, 32, "float32"),
     )
     factor = autoencoder.downsampling(multipliers)
     latent, _ = jax.eval_shape(encoder.init_with_output, jax.random.key(0), images)
