@@ -19,6 +19,10 @@ class ImageDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """At least an `image` and a `label`."""
         raise NotImplementedError
 
+    def metadata(self) -> tfds.core.Metadata | None:
+        """What is kept beside TFDS's info."""
+        return None
+
     def examples(self, split: str) -> Iterable[dict]:
         """The examples of a split: a value for every feature."""
         raise NotImplementedError
@@ -31,6 +35,7 @@ class ImageDataset(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             license=self.LICENSE,
             citation=self.CITATION,
             homepage=self.HOMEPAGE,
+            metadata=self.metadata(),
             disable_shuffling=True,
         )
 

@@ -1,7 +1,8 @@
 """One Grain pipeline from any TFDS image dataset to batches of float32 images.
 
 What is read stands in `config.data`, an `ml_collections.ConfigDict` with the fields
-  dataset       TFDS name: 'digits', 'imagenet2012', 'name/config:version', ...
+  dataset       TFDS name: 'digits', 'imagenet2012', 'name/config:version', ...; or 'folder:PATH',
+                a folder of images by class
   data_dir      where it was prepared; '' for TFDS's default (TFDS_DATA_DIR, ~/tensorflow_datasets)
   train_split   e.g. 'train' or 'train[:90%]'
   num_classes   how many classes the model can tell apart
@@ -19,6 +20,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import math
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -32,8 +34,11 @@ from ml_collections import ConfigDict
 
 from nvg_jax.data import digits, photos, shapes  # noqa: F401  Importing registers them with TFDS.
 from nvg_jax.data.examples import Examples, fill_skipped, to_model_types
+from nvg_jax.data.folder import Folder
 from nvg_jax.data.stream import Batches, Order, training_stream
 from nvg_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 # For what is only planned with a dataset that is somewhere else.
 _PUBLISHED_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
@@ -42,12 +47,18 @@ _PUBLISHED_SIZES = {"imagenet2012": {"train": 1_281_167, "validation": 50_000}}
 def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
     """TFDS builder of a dataset, prepared or not.
 
-    UserError: TFDS knows no such dataset, or cannot read what describes the prepared one.
+    UserError: TFDS knows no such dataset, or cannot read what describes the prepared one; a folder
+    that is not prepared does not hold images by class.
     """
     where = f"in {data_dir or tfds.core.constants.DATA_DIR}"
     cannot = f"cannot load dataset {dataset!r} {where}"
     try:
-        builder = tfds.builder(dataset, data_dir=data_dir or None)
+        if Folder.is_meant(dataset):
+            builder = Folder(dataset, data_dir)
+        else:
+            builder = tfds.builder(dataset, data_dir=data_dir or None)
+    except UserError:
+        raise
     except tfds.core.DatasetNotFoundError:  # Its message lists every dataset of TFDS.
         raise UserError(
             f"unknown dataset {dataset!r}: TFDS has none of that name, and none is prepared {where}"
@@ -64,6 +75,8 @@ def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
             f"{cannot}: {builder.data_path} has no dataset_info.json, or one without splits: copy "
             "it anew, or remove the dataset there and prepare it again"
         )
+    if isinstance(builder, Folder) and not builder.data_path.exists():
+        builder.tree.check()
     return builder
 
 
@@ -80,6 +93,14 @@ def num_examples(config: ConfigDict, split: str) -> int:
     UserError: no such dataset or split, the split is empty, or the dataset is not prepared.
     """
     return _prepared(config, split)[1].num_examples
+
+
+def contents(config: ConfigDict) -> str:
+    """Names what a dataset holds: a folder also by what it was when it was prepared."""
+    builder = load_builder(config.dataset, config.data_dir)
+    if not (isinstance(builder, Folder) and builder.data_path.exists()):
+        return config.dataset
+    return f"{config.dataset} ({builder.info.metadata['state']})"
 
 
 def published_num_examples(config: ConfigDict, split: str) -> int | None:
@@ -174,15 +195,16 @@ def evaluation_batches(
 def _prepared(config: ConfigDict, split: str) -> tuple[tfds.core.DatasetBuilder, Any]:
     """The builder of a prepared dataset, and TFDS's info of the split."""
     builder = load_builder(config.dataset, config.data_dir)
+    words = ["folder", str(builder.path)] if isinstance(builder, Folder) else [config.dataset]
+    where = [f"--data_dir={config.data_dir}"] if config.data_dir else []
+    command = shlex.join(["python", "-m", "nvg_jax.data.prepare", *words, *where])
     if not builder.data_path.exists():
-        command = ["python", "-m", "nvg_jax.data.prepare", config.dataset]
-        if config.data_dir:
-            command.append(f"--data_dir={config.data_dir}")
         raise UserError(
             f"dataset {config.dataset} is not prepared, there is no {builder.data_path}: run "
-            f"`{shlex.join(command)}`, or set config.data.data_dir to the folder that holds "
-            f"{builder.name}/"
+            f"`{command}`, or set config.data.data_dir to the folder that holds {builder.name}/"
         )
+    if isinstance(builder, Folder):
+        _warn_of_change(config.dataset, config.data_dir, builder.info.metadata["state"], command)
     splits = builder.info.splits
     try:
         info = splits[split]
@@ -195,6 +217,13 @@ def _prepared(config: ConfigDict, split: str) -> tuple[tfds.core.DatasetBuilder,
     if info.num_examples <= 0:
         raise UserError(f"split {split!r} of {config.dataset} is empty")
     return builder, info
+
+
+@functools.cache
+def _warn_of_change(dataset: str, data_dir: str, state: str, command: str) -> None:
+    """Once for what was prepared of a folder, whose `state` it was: looking takes a while."""
+    if change := Folder(dataset, data_dir).change():
+        log.warning("%s: run `%s` again, until then the images of then are read", change, command)
 
 
 def _open(config: ConfigDict, split: str, masks: bool = False) -> Examples:

@@ -1,6 +1,7 @@
 """Writes a TFDS dataset to the ArrayRecord files that the pipeline reads.
 
     python -m nvg_jax.data.prepare digits [--data_dir=DIR]
+    python -m nvg_jax.data.prepare folder PATH                   # Your own images, by class.
     python -m nvg_jax.data.prepare fashion_mnist --source=DIR    # Of IDX files, no download.
 
 Only this command needs TensorFlow.
@@ -19,6 +20,7 @@ import tensorflow_datasets as tfds
 
 from nvg_jax import cli
 from nvg_jax.data import fashion
+from nvg_jax.data.folder import Folder
 from nvg_jax.data.pipeline import load_builder
 from nvg_jax.errors import UserError
 
@@ -32,14 +34,20 @@ _ERRORS = (AssertionError, ImportError, OSError, ValueError, tfds.download.Downl
 def prepare(dataset: str, data_dir: str = "", source: str = "") -> str:
     """Writes a dataset, if that is not done already, and says in a line where it is.
 
+    What was made of a folder of images that has changed since then is replaced.
+
     `data_dir` is the folder of all datasets; '' for TFDS's default. `source` holds the IDX files of
     fashion_mnist; '' lets TFDS download them. UserError: no such dataset, it stands there in
-    another file format, its files in `source` are not what they should be, or TFDS cannot prepare
-    it (with TFDS's instructions).
+    another file format, the user's files are not what they should be, or TFDS cannot prepare it
+    (with TFDS's instructions).
     """
     if source and dataset != "fashion_mnist":
         raise UserError(f"--source is for fashion_mnist only, not for {dataset}: leave it out")
     builder = load_builder(dataset, data_dir)
+    if builder.data_path.exists() and isinstance(builder, Folder) and builder.change():
+        builder.tree.check()
+        builder.data_path.rmtree()
+        builder = load_builder(dataset, data_dir)
     if builder.data_path.exists():
         formats = {file_format.value for file_format in builder.info.available_file_formats()}
         if _FILE_FORMAT not in formats:
@@ -48,7 +56,7 @@ def prepare(dataset: str, data_dir: str = "", source: str = "") -> str:
                 f"{', '.join(sorted(formats))}: choose another --data_dir, or remove it"
             )
         return f"{dataset} is already prepared in {builder.data_dir}"
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or isinstance(builder, Folder):  # Which shows its own.
         tfds.disable_progress_bar()
     if source:
         builder = fashion.FashionMNIST(source, data_dir)
@@ -61,13 +69,19 @@ def prepare(dataset: str, data_dir: str = "", source: str = "") -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser("python -m nvg_jax.data.prepare", description=__doc__)
-    parser.add_argument("dataset", help="TFDS name, for instance digits or imagenet2012")
+    parser.add_argument("dataset", help="TFDS name, as digits or imagenet2012; or folder")
+    parser.add_argument("path", nargs="?", help="of the dataset folder: where its images are")
     where = "folder of all datasets (default: $TFDS_DATA_DIR or ~/tensorflow_datasets)"
     parser.add_argument("--data_dir", default="", help=where)
     parser.add_argument("--source", default="", help="folder with fashion_mnist's four IDX files")
     options = parser.parse_args(arguments)
+    dataset = options.dataset
+    if options.path is not None:
+        if dataset != "folder":
+            parser.error(f"{dataset} takes no path: leave out {options.path}")
+        dataset = f"folder:{options.path}"
     try:
-        print(prepare(options.dataset, options.data_dir, options.source))
+        print(prepare(dataset, options.data_dir, options.source))
     except UserError as error:
         sys.exit(f"error: {error}")
 

@@ -93,7 +93,7 @@ def of_split(config: ConfigDict, workdir: str, network: Frozen, mesh: Mesh) -> R
     """The reference of the training split, made once and kept in the workdir."""
     data = config.data
     source = (
-        f"{data.dataset} {data.train_split}, {data.image_size} pixels resized by "
+        f"{pipeline.contents(data)} {data.train_split}, {data.image_size} pixels resized by "
         f"{data.resize_ratio}, {config.evaluation.features} {fingerprint(network.variables)}"
     )
     path = epath.Path(workdir) / "reference.npz"

@@ -73,7 +73,8 @@ def trained(config: ConfigDict, workdir: str, mesh: Mesh) -> Frozen:
     data, settings = config.data, config.evaluation.classifier
     module = SmallClassifier(data.image_size, data.num_classes)
     architecture = (
-        f"{settings.epochs} epochs of {data.dataset} {data.train_split}, {module.architecture}"
+        f"{settings.epochs} epochs of {pipeline.contents(data)} {data.train_split}, "
+        f"{module.architecture}"
     )
     path = epath.Path(workdir) / "classifier"
     if path.exists():

@@ -15,6 +15,7 @@ from PIL import Image
 
 from nvg_jax import jobs, lock
 from nvg_jax.data import pipeline
+from nvg_jax.data.prepare import prepare
 from nvg_jax.data.stream import Order
 from nvg_jax.errors import Preempted, UserError
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
@@ -34,6 +35,29 @@ def test_training_ends_with_checkpoints_summaries_and_samples(trained):
         np.testing.assert_array_equal(samples["arr_1"], np.arange(20) % 10)
     for picture in ("grid", "strips"):
         assert np.asarray(Image.open(root / "samples" / f"{picture}.png")).std() > 0
+
+
+def test_training_on_a_folder_of_images_of_every_kind_and_size(tiny_config, tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        name, mode = (("a.jpg", "RGB"), ("b.png", "RGB"), ("c.png", "L"), ("d.jpg", "L"))[
+            number % 4
+        ]
+        sides = rng.integers(5, 40, 2)
+        image = Image.fromarray(rng.integers(0, 256, (*sides, 3), np.uint8)).convert(mode)
+        path = tmp_path / "images" / ("left", "right")[number // 40] / f"{number}{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        image.save(path)
+    data = tiny_config.data
+    data.dataset, data.data_dir = f"folder:{tmp_path}/images", str(tmp_path / "datasets")
+    prepare(data.dataset, data.data_dir)
+    for training in (tiny_config.tokenizer.training, tiny_config.generator.training):
+        training.epochs = 6 * 64 / 72  # As many steps as of the digits.
+    jobs.train(tiny_config, str(tmp_path / "run"))
+    with np.load(tmp_path / "run" / "samples" / "samples.npz", allow_pickle=False) as samples:
+        assert samples["arr_0"].shape == (20, 8, 8, 3)
+    (batch,) = pipeline.evaluation_batches(data, "test", 8)
+    assert sorted(batch["label"]) == [0] * 4 + [1] * 4
 
 
 def test_finished_training_is_not_repeated(trained, caplog):
