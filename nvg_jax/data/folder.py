@@ -53,6 +53,7 @@ class Folder(ImageDataset, skip_registration=True):
         words = re.sub(r"[^a-z0-9]+", "_", self.path.name.lower()).strip("_")
         self.name = f"folder_{words}_{_digest([os.fsencode(self.path)])}"
         super().__init__(data_dir=data_dir or None)
+        self.state = self.info.metadata.get("state", "")  # Of the folder, when it was prepared.
 
     @staticmethod
     def is_meant(dataset: str) -> bool:
@@ -72,12 +73,12 @@ class Folder(ImageDataset, skip_registration=True):
         """
         if not self.path.is_dir():
             return ""
-        tree, then = Tree.of(self.path), self.info.metadata
-        if tree.state == then["state"]:
+        tree, count = Tree.of(self.path), self.info.metadata.get("num_files", 0)
+        if tree.state == self.state:
             return ""
         return (
-            f"{self.path} has changed since it was prepared, when it held {then['num_files']:,} "
-            f"images; now it holds {len(tree.files):,}, some of them new or altered"
+            f"{self.path} has changed since it was prepared, when it held {count:,} images; now it "
+            f"holds {len(tree.files):,}, some of them new or altered"
         )
 
     def features(self) -> dict[str, tfds.features.FeatureConnector]:

@@ -65,8 +65,8 @@ def load_builder(dataset: str, data_dir: str) -> tfds.core.DatasetBuilder:
         ) from None
     except (UnicodeError, json.JSONDecodeError, json_format.ParseError, RuntimeError) as error:
         raise UserError(
-            f"{cannot}: its dataset_info.json or features.json is damaged ({_few_words(error)}): "
-            "copy it anew, or remove the dataset there and prepare it again"
+            f"{cannot}: its dataset_info.json, features.json or metadata.json is damaged "
+            f"({_few_words(error)}): copy it anew, or remove the dataset there and prepare it again"
         ) from None
     except Exception as error:  # Of names, and of descriptions that are odd, TFDS raises anything.
         raise UserError(f"{cannot}: {_few_words(error)}") from None
@@ -100,7 +100,7 @@ def contents(config: ConfigDict) -> str:
     builder = load_builder(config.dataset, config.data_dir)
     if not (isinstance(builder, Folder) and builder.data_path.exists()):
         return config.dataset
-    return f"{config.dataset} ({builder.info.metadata['state']})"
+    return f"{config.dataset} ({builder.state})"
 
 
 def published_num_examples(config: ConfigDict, split: str) -> int | None:
@@ -204,7 +204,7 @@ def _prepared(config: ConfigDict, split: str) -> tuple[tfds.core.DatasetBuilder,
             f"`{command}`, or set config.data.data_dir to the folder that holds {builder.name}/"
         )
     if isinstance(builder, Folder):
-        _warn_of_change(config.dataset, config.data_dir, builder.info.metadata["state"], command)
+        _warn_of_change(config.dataset, config.data_dir, builder.state, command)
     splits = builder.info.splits
     try:
         info = splits[split]

@@ -129,7 +129,10 @@ def _edit(path, **changes):
     [
         (lambda path: path.unlink(), "has no dataset_info.json, or one without splits: copy it"),
         (lambda path: _edit(path, splits=[]), "has no dataset_info.json, or one without splits"),
-        (lambda path: os.truncate(path, 200), r"dataset_info.json or features.json is damaged \("),
+        (
+            lambda path: os.truncate(path, 200),
+            r"dataset_info.json, features.json or metadata.json is damaged \(",
+        ),
         (lambda path: os.truncate(path, 0), "is damaged"),
         (lambda path: path.write_text("[1, 2]"), "is damaged"),
         (lambda path: path.write_bytes(b"\xff\xe2" * 9), "is damaged"),
@@ -154,7 +157,9 @@ def test_damaged_features_of_what_only_files_describe_are_one_line(tmp_path, dig
     _edit(tmp_path / "mine" / "1.0.0" / "dataset_info.json", name="mine")
     assert pipeline.load_builder("mine", str(tmp_path)).info.splits["test"].num_examples == 360
     (tmp_path / "mine" / "1.0.0" / "features.json").write_text("{")
-    with pytest.raises(UserError, match="or features.json is damaged .Expecting property name"):
+    with pytest.raises(
+        UserError, match="features.json or metadata.json is damaged .Expecting property name"
+    ):
         pipeline.load_builder("mine", str(tmp_path))
 
 

@@ -349,3 +349,14 @@ def test_what_is_prepared_is_read_without_the_folder(tmp_path, caplog):
     assert not caplog.messages
     name = pipeline.load_builder(config.dataset, config.data_dir).name
     assert pipeline.num_examples(_config(root, tmp_path / "datasets", dataset=name), "test") == 2
+
+
+def test_damaged_metadata_is_one_line(tmp_path):
+    root = _classes(tmp_path / "pets", dogs=4)
+    config = _config(root, tmp_path / "datasets")
+    prepare.prepare(config.dataset, config.data_dir)
+    (file,) = tmp_path.rglob("metadata.json")
+    file.write_text(file.read_text()[:9])
+    with pytest.raises(UserError, match="metadata.json is damaged .*: copy it anew") as error:
+        pipeline.num_examples(config, "train")
+    assert len(str(error.value).splitlines()) == 1
