@@ -16,19 +16,20 @@ def get_config():
     config.token_cache.num_crops = 1  # There is only one crop of an image.
 
     tokenizer = config.tokenizer
-    tokenizer.model.width = 32
-    tokenizer.model.multipliers = (1, 2, 2)  # 8 x 8 positions: stages 0..6.
+    tokenizer.model.width = 16
+    tokenizer.model.multipliers = (1, 2, 4)  # 8 x 8 positions: stages 0..6.
     tokenizer.model.num_blocks = 1
     tokenizer.model.norm_groups = 8
     tokenizer.model.latent_channels = 16
     tokenizer.model.vocab_size = 512
     training = tokenizer.training
-    training.batch_size = 128
-    training.epochs = 12.0
+    training.batch_size = 64
+    training.epochs = 4.0
+    training.codebook_warmup_epochs = 0.5
     training.learning_rate = 1e-3
     training.warmup_steps = 100
     training.warmup_from = 0.01
-    training.ema_decay = 0.999
+    training.ema_decay = 0.998
     training.lpips_weight = 0.0  # The frozen networks know nothing of 32 x 32 clothes.
     training.adversarial_weight = 0.0
     training.log_every = 100
