@@ -68,7 +68,9 @@ def generate(
     class_ids = np.asarray(class_ids, np.int32)
     placement = sharding.batch_sharding(mesh)
     root = keys.named(seed, "samples")
-    with Progress("samples", count, quiet=quiet) as progress:
+
+    def dispatched() -> Iterator[tuple[int, tuple[GranularitySequence, Array]]]:
+        """The samples of each batch that are asked for, and what the devices will have made."""
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size) % count
             of_batch = {"rows": rows, "class_id": class_ids[rows]}
@@ -90,10 +92,12 @@ def generate(
                     given=given and given._replace(sequence=placed["sequence"]),
                 )
                 images = inference.images_of(model.tokenizer, model.tokenizer_variables, sequence)
-            real = min(batch_size, count - start)
-            found = jax.tree.map(
-                lambda x, real=real: x[:real], sharding.on_host((sequence, images))
-            )
+            yield min(batch_size, count - start), (sequence, images)
+
+    with Progress("samples", count, quiet=quiet) as progress:
+        # Pairs, so that the devices have the next batch before one is waited for.
+        for (real, made), _ in itertools.pairwise(itertools.chain(dispatched(), (None,))):
+            found = jax.tree.map(lambda x, real=real: x[:real], sharding.on_host(made))
             progress.update(real)
             yield found
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -131,11 +132,10 @@ def _sequences(
 ) -> Sequences:
     """Each batch with its sequences; the devices are at the next one while the host writes."""
     variables = jax.device_put(variables, sharding.replicated(mesh))
-    previous = None
-    for batch in crops:
-        images = jax.device_put(batch["image"], sharding.batch_sharding(mesh))
-        following = batch, inference.sequences_of(tokenizer, variables, images)
-        if previous:
-            yield previous
-        previous = following
-    yield previous
+
+    def dispatched() -> Sequences:
+        for batch in crops:
+            images = jax.device_put(batch["image"], sharding.batch_sharding(mesh))
+            yield batch, inference.sequences_of(tokenizer, variables, images)
+
+    return (made for made, _ in itertools.pairwise(itertools.chain(dispatched(), (None,))))
