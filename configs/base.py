@@ -129,6 +129,7 @@ def get_config(
     sampling.top_k = 0  # 0: all tokens.
     sampling.top_p = (1.0, 0.5)  # Falls from the first to the second value over the stages.
     sampling.flow_steps = 25
+    sampling.structure_stages = ()  # At which the structure generator runs; empty: all.
     sampling.gumbel_split = False  # Draw the halves of a split instead of taking the top half.
 
     config.control = control = ml_collections.ConfigDict()

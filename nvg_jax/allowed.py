@@ -77,6 +77,7 @@ TABLE: dict[str, Any] = {
     "sampling.structure_guidance": _Ramp,
     "sampling.top_p": Annotated[tuple[_Fraction, ...], _PAIR],
     "sampling.flow_steps": _Count,
+    "sampling.structure_stages": tuple[_Whole, ...],
     "evaluation.features": Literal["inception", "classifier"],
     "variation.distance": Literal["lpips", "features"],
     "variation.num_references": _Count,

@@ -39,7 +39,9 @@ class Settings:
     temperature: of the tokens; 0 takes the most likely one.
     top_k: how many of the likeliest tokens to draw from; 0 is all.
     top_p: probability mass to draw from, falling as the geometric spacing of the stages grows.
-    flow_steps: steps of each structure map.
+    flow_steps: steps of each run of the structure generator.
+    structure_stages: stages at which it runs; empty is all, as in the paper. A stage between takes
+        its split from what the last run has foreseen for it.
     gumbel_split: whether the halves of a split are drawn, instead of taking the top half.
     """
 
@@ -49,6 +51,7 @@ class Settings:
     top_k: int = 0
     top_p: tuple[float, float] = (1.0, 0.5)
     flow_steps: int = 25
+    structure_stages: tuple[int, ...] = ()
     gumbel_split: bool = False
 
     def __post_init__(self) -> None:
@@ -128,7 +131,8 @@ def sample(
     last_stage, params = generator.sizes.last_stage, generator_variables["params"]
     scales = canvas_scales(tokenizer_variables)
     sequence, structure_given, content_given = given or (None, 0, 0)
-    state = _start(generator, class_id, image_keys, noise)
+    runs = settings.structure_stages or range(last_stage)
+    state, scores = _start(generator, class_id, image_keys, noise), None
     for stage in range(last_stage + 1):
         number = np.int32(stage)  # As an argument of programs that serve all stages.
         if stage < content_given:
@@ -148,11 +152,12 @@ def sample(
         if stage + 1 < structure_given:
             state = _give_structure(state, sequence.structure, number)
         elif stage < last_stage - 1:
-            guidance = _guidance(settings.structure_guidance, stage, last_stage)
-            scores = _scores(generator, settings, params["structure"], state, number, guidance)
+            if scores is None or stage in runs:
+                guidance = _guidance(settings.structure_guidance, stage, last_stage)
+                scores = _scores(generator, settings, params["structure"], state, number, guidance)
             state = _split(state, scores, number, settings.gumbel_split)
         else:  # The last split only names the two positions of each pair.
-            state = _split(state, state.noise[..., -1], number)
+            state = _split(state, state.noise, number)
     return GranularitySequence(state.structure, state.tokens)
 
 
@@ -266,7 +271,7 @@ def _scores(
     state: State,
     stage: Stage,
     guidance: Number | None,
-) -> Float[Array, "B L"]:
+) -> Float[Array, "B L K"]:
     """As the structure generator's `scores`."""
     given = (state.canvas, state.structure, stage, state.class_id, state.noise, guidance)
     return generator.structure.scores(params, *given, settings.flow_steps)
@@ -274,9 +279,10 @@ def _scores(
 
 @functools.partial(jax.jit, static_argnames="is_drawn")
 def _split(
-    state: State, scores: Float[Array, "B L"], stage: Stage, is_drawn: bool = False
+    state: State, scores: Float[Array, "B L K"], stage: Stage, is_drawn: bool = False
 ) -> State:
-    """With the clusters of the stage split by the scores."""
+    """With the clusters of the stage split by its channel of the scores."""
+    scores = jnp.take(scores, stage, axis=-1)
     gumbel = None
     if is_drawn:
         stage_keys = keys.of_stage(state.keys, "split", stage)

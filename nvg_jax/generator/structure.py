@@ -154,10 +154,11 @@ class StructureFlow(nn.Module):
         noise: Float[Array, "B L K"],
         guidance: Float[Array, ""] | None,
         num_steps: int,
-    ) -> Float[Array, "B L"]:
+    ) -> Float[Array, "B L K"]:
         """How much each position belongs to the upper half of its cluster, in about [-1, 1].
 
-        Euler steps from noise to structure, of which the stage's own channel is the result.
+        Channel `stage` is what this stage's split needs; those after it look ahead to the splits of
+        later stages, before their content is known. By Euler steps from noise to structure.
         guidance: moves the velocity away from that of no class; None leaves it, in half the time.
         """
         known, bits = self._known(stage), _embedding(structure, stage)
@@ -190,7 +191,7 @@ class StructureFlow(nn.Module):
 
         start = jnp.where(known, bits, noise)
         state, _ = jax.lax.scan(euler, start, (times[:-1], times[1:]))
-        return jnp.take(state, stage, axis=-1)
+        return state
 
     @nn.nowrap
     def _known(self, stage: Int[Array, "*stages"]) -> Bool[Array, "*stages K"]:

@@ -58,7 +58,10 @@ def check(config: ConfigDict) -> None:
         | class_bounds(config.data.num_classes)
         | {"evaluation.metrics": tuple[Literal[tuple(METRICS)], ...]},
     )
-    build_generator(config)  # Its sizes and those of the tokenizer under it.
+    sizes = build_generator(config).sizes  # Which go together with those of the tokenizer.
+    with_structure = Annotated[int, Field(ge=0, lt=max(sizes.last_stage - 1, 1))]
+    bounds = {"structure_stages": tuple[with_structure, ...]}
+    allowed.check(config.sampling, "config.sampling", bounds)
 
 
 def class_bounds(num_classes: int) -> dict[str, Any]:

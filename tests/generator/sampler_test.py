@@ -182,6 +182,31 @@ def test_given_stages_come_out_as_given_and_the_rest_varies(small):
                 np.testing.assert_array_equal(found.tokens, free.tokens)
 
 
+def test_structure_may_look_ahead(small):
+    """Stages 0..2 of 4 have structure to generate; the given ones need none."""
+    sample = small[2]
+    keys, classes = jax.random.split(jax.random.key(7), 4), [0, 1, 2, 1]
+    everywhere = sample(classes, keys)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        sample(classes, keys, structure_stages=(0, 1, 2)),
+        everywhere,
+    )
+    ahead = sample(classes, keys, structure_stages=(0,))
+    np.testing.assert_array_equal(np.sort(ahead.structure), np.tile(np.arange(16), (4, 1)))
+    same = [
+        granularity.labels_at(ahead.structure, k) == granularity.labels_at(everywhere.structure, k)
+        for k in range(5)
+    ]
+    assert same[1].all() and not same[2].all()  # The first map is from the same run.
+    given = sampler.Given(everywhere, 2, 0)
+    jax.tree.map(  # The first map that is not given is generated, whatever is asked.
+        np.testing.assert_array_equal,
+        sample(classes, keys, given=given, structure_stages=(0, 2)),
+        sample(classes, keys, given=given),
+    )
+
+
 def test_top_k_one_is_greedy(small):
     sample = small[2]
     keys = jax.random.split(jax.random.key(5), 3)

@@ -92,7 +92,9 @@ def test_one_step_without_guidance_is_the_flows_own_prediction(golden, golden_se
     velocity = network.apply(
         {"params": params}, start, canvases[:, 3], structure, jnp.full(2, 2), jnp.ones(2), class_id
     )
-    np.testing.assert_allclose(scores, (start - velocity)[..., 2], atol=1e-4)
+    expected = (start - velocity)[..., 2:]
+    np.testing.assert_allclose(scores[..., 2:], expected, atol=1e-4)
+    np.testing.assert_array_equal(scores[..., :2], start[..., :2])
 
 
 def test_flow_times_are_shifted():
