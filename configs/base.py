@@ -30,7 +30,9 @@ def get_config(
     mesh.tensor = 1  # The inner width of the blocks is split.
 
     config.token_cache = cache = ml_collections.ConfigDict()
-    cache.directory = ""  # Tokenized images, read in place of images; empty: tokenize on the fly.
+    # Tokenized images, read in place of images. Empty: tokenize on the fly, or in the workdir once
+    # for all if there is only one crop of each image.
+    cache.directory = ""
     cache.num_crops = 8  # Random crops of each image that the job `tokenize` writes.
     cache.batch_size = 256
     cache.shard_size = 32_768  # Sequences a file.

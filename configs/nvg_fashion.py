@@ -13,7 +13,6 @@ def get_config():
     data.image_size = 32
     data.resize_ratio = 1.0  # The clothes fill their frames: a random crop would cut them.
     data.num_workers = 0
-    config.token_cache.num_crops = 1  # There is only one crop of an image.
 
     tokenizer = config.tokenizer
     tokenizer.model.width = 16

@@ -13,7 +13,6 @@ def get_config():
     data.image_size = 64
     data.resize_ratio = 1.0  # A random crop would cut the shapes.
     data.num_workers = 0
-    config.token_cache.num_crops = 1  # There is only one crop of an image.
 
     tokenizer = config.tokenizer
     tokenizer.model.width = 32

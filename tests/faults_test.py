@@ -211,6 +211,7 @@ def test_a_token_cache_on_a_full_disk(config, tmp_path):
             "--config.token_cache.shard_size=200",
             "--config.token_cache.batch_size=50",
             "--config.token_cache.num_crops=4",
+            "--config.data.resize_ratio=1.25",
         ]
         disk.fill(leave=600_000)
         result = run(arguments)

@@ -110,6 +110,13 @@ def published_num_examples(config: ConfigDict, split: str) -> int | None:
     return _PUBLISHED_SIZES.get(config.dataset.partition(":")[0], {}).get(split)
 
 
+def has_one_crop(config: ConfigDict) -> bool:
+    """Whether every training crop of an image is the same, since all images are square."""
+    features = dict(load_builder(config.dataset, config.data_dir).info.features.items())
+    shape = features["image"].shape if "image" in features else (None, None)
+    return config.resize_ratio == 1 and shape[0] is not None and shape[0] == shape[1]
+
+
 def train_iterator(config: ConfigDict, order: Order) -> Batches:
     """Training batches of this process, resized and cropped at random, as a `training_stream`.
 

@@ -30,9 +30,26 @@ log = logging.getLogger(__name__)
 Sequences = Iterator[tuple[Batch, GranularitySequence]]
 
 
+def cache_directory(config: ConfigDict, workdir: str) -> str:
+    """Where a training finds tokens in place of images; '' if it tokenizes images on the fly.
+
+    That is `config.token_cache.directory`. Where it is empty, a cache in the workdir saves work if
+    all crops of an image are the same and nothing else needs the images.
+    """
+    if config.token_cache.directory:
+        return config.token_cache.directory
+    needs_images = config.generator.training.repa.weight or files.is_remote(workdir)
+    return "" if needs_images or not pipeline.has_one_crop(config.data) else _in(workdir)
+
+
+def _in(workdir: str) -> str:
+    return f"{workdir}/token_cache"
+
+
 @reading_job
 def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda: False) -> None:
-    """Writes `config.token_cache.num_crops` sequences of every training image as a token cache.
+    """Writes `config.token_cache.num_crops` sequences of every training image as a token cache; one
+    if all its crops are the same.
 
     It stands in `config.token_cache.directory`, or else in `token_cache/` of the workdir; several
     processes need the same file system there. What an interrupted job has finished is kept.
@@ -48,7 +65,7 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     sharding.process_batch_size(settings.batch_size, mesh, "config.token_cache.batch_size")
     tokenizer = build_tokenizer(config)
     variables = sharding.on_host(load_tokenizer(config, workdir, tokenizer))
-    directory = epath.Path(settings.directory or f"{workdir}/token_cache")
+    directory = epath.Path(settings.directory or _in(workdir))
     meta = token_records.Meta(
         **token_records.data_fields(config.data),
         architecture=tokenizer.architecture,
@@ -56,7 +73,7 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
         num_positions=tokenizer.num_positions,
         vocab_size=tokenizer.vocab_size,
         num_images=pipeline.num_examples(config.data, config.data.train_split),
-        num_crops=settings.num_crops,
+        num_crops=1 if pipeline.has_one_crop(config.data) else settings.num_crops,
         seed=keys.integer(config.seed, "token cache"),
         shard_size=settings.shard_size,
     )
@@ -64,10 +81,11 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     with lock.locked(directory, "tokenize"):
         _write_missing(config, directory, meta, tokenizer, variables, mesh, stop)
     if jax.process_index() == 0:
+        is_found = not settings.directory and cache_directory(config, workdir)
+        hint = "" if is_found else f": train with --config.token_cache.directory={directory}"
         log.info(
             f"{meta.num_records} sequences of {meta.num_images} images are in {directory}, "
-            f"{meta.record_type.itemsize} bytes each: train with "
-            f"--config.token_cache.directory={directory}"
+            f"{meta.record_type.itemsize} bytes each{hint}"
         )
 
 

@@ -30,7 +30,7 @@ from nvg_jax.jobs.model import (
     load_tokenizer,
     save_config,
 )
-from nvg_jax.jobs.tokenization import tokenize
+from nvg_jax.jobs.tokenization import cache_directory, tokenize
 from nvg_jax.progress import track
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
@@ -47,13 +47,13 @@ def train(config: ConfigDict, workdir: str) -> None:
     Two trainings do not share a workdir: the second is refused. A finished one changes nothing.
 
     Trains the tokenizer, unless `config.tokenizer.checkpoint` names one, then the generator, each
-    from its last checkpoint. With `config.token_cache.directory` the images are tokenized in
+    from its last checkpoint. With a `tokenization.cache_directory` the images are tokenized in
     between, unless that is done.
     """
     mesh = sharding.create_mesh(config.mesh)
     tokenizer, generator = build_tokenizer(config), build_generator(config)
     training = config.generator.training
-    cache = config.token_cache.directory
+    cache = cache_directory(config, workdir)
     if cache and training.repa.weight:
         raise UserError(
             "REPA needs images, which a token cache does not hold: set "
@@ -93,7 +93,7 @@ def train(config: ConfigDict, workdir: str) -> None:
             if config.generator.checkpoint:
                 initial = load_generator(config, workdir, generator)
             if cache:
-                data = _cached_data(run, schedule, tokenizer, variables)
+                data = _cached_data(run, cache, schedule, tokenizer, variables)
             else:
                 data = _images(run, schedule, "generator")
             state = run.train(task, schedule, data, initial=initial)
@@ -185,10 +185,12 @@ def _images(run: _Run, schedule: loop.Schedule, purpose: str):
         return pipeline.train_iterator(run.config.data, run.order(schedule, purpose))
 
 
-def _cached_data(run: _Run, schedule: loop.Schedule, tokenizer: Tokenizer, variables: Variables):
+def _cached_data(
+    run: _Run, cache: str, schedule: loop.Schedule, tokenizer: Tokenizer, variables: Variables
+):
     """This process's batches from the token cache, in the order of the generator's images."""
     return token_cache.train_iterator(
-        run.config.token_cache.directory,
+        cache,
         run.config.data,
         tokenizer.architecture,
         token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision),

@@ -233,6 +233,12 @@ def test_mistakes_in_the_config(pixels_config, changes, message):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_squares_that_are_not_enlarged_have_one_crop(digits_config, photos_config):
+    assert pipeline.has_one_crop(digits_config(resize_ratio=1.0))
+    assert not pipeline.has_one_crop(digits_config(resize_ratio=1.125))
+    assert not pipeline.has_one_crop(photos_config(resize_ratio=1.0))  # Of any size.
+
+
 def test_batch_of_all_processes_must_fit_the_split(pixels_config):
     with pytest.raises(UserError, match="has 12 examples, fewer than one batch of 15"):
         pipeline.train_iterator(pixels_config(), Order(5, seed=0, process_count=3))
