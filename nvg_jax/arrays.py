@@ -40,7 +40,7 @@ def read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
 
 
-def check_architecture(path: epath.Path, wanted: str, saved: str) -> None:
+def check_architecture(path: epath.PathLike, wanted: str, saved: str) -> None:
     """Raises UserError where weights are not of the wanted line."""
     if saved != wanted:
         raise UserError(
@@ -49,7 +49,7 @@ def check_architecture(path: epath.Path, wanted: str, saved: str) -> None:
         )
 
 
-def check_shapes(path: epath.Path, wanted: Shapes, saved: Shapes) -> None:
+def check_shapes(path: epath.PathLike, wanted: Shapes, saved: Shapes) -> None:
     """Raises UserError where arrays or their shapes are others than those in a file, `saved`."""
     differing = sorted(dict(wanted.items() ^ saved.items()))
     if differing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
 from nvg_jax import checkpoint, files, keys, pretrained, sharding
@@ -148,19 +150,22 @@ def export(config: ConfigDict, workdir: str) -> None:
     for name in ("tokenizer", "generator"):
         module, variables = getattr(model, name), getattr(model, f"{name}_variables")
         path = epath.Path(workdir) / "export" / f"{name}{suffix}"
-        params = _rounded(variables["params"], config.export.dtype)
+        params, are_finite = _rounded(variables["params"], config.export.dtype)
+        if not are_finite:
+            raise UserError(
+                f"some parameters of the {name} are too large for config.export.dtype="
+                f"{config.export.dtype}: choose bfloat16"
+            )
         save_weights(path, variables | {"params": params}, module.architecture)
         log.info("use them with --config.%s.checkpoint=%s", name, path)
 
 
-def _rounded(params: Variables, dtype: str) -> Variables:
+@functools.partial(jax.jit, static_argnums=1)
+def _rounded(params: Variables, dtype: str) -> tuple[Variables, Bool[Array, ""]]:
+    """Parameters in a dtype, and whether it can hold them all."""
     rounded = jax.tree.map(lambda x: x.astype(dtype), params)
-    are_finite = jax.tree.map(lambda x: jnp.isfinite(x).all(), rounded)
-    if not jax.tree.reduce(jnp.logical_and, are_finite):
-        raise UserError(
-            f"some parameters are too large for config.export.dtype={dtype}: choose bfloat16"
-        )
-    return rounded
+    are_finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(rounded)]
+    return rounded, jnp.stack(are_finite).all()
 
 
 def save_config(config: ConfigDict, workdir: str) -> None:

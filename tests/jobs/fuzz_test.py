@@ -200,7 +200,8 @@ def test_any_damage_to_weights_is_noticed(trained, model, tmp_path, data):
     config, workdir = trained
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(f"{workdir}/generator/checkpoints", copy / "generator/checkpoints")
+    for name in ("tokenizer", "generator"):
+        shutil.copytree(f"{workdir}/{name}/checkpoints", copy / name / "checkpoints")
     if data.draw(st.booleans()):  # Else an older step takes its place.
         for step in sorted((copy / "generator/checkpoints").iterdir())[:-1]:
             shutil.rmtree(step)
@@ -209,10 +210,24 @@ def test_any_damage_to_weights_is_noticed(trained, model, tmp_path, data):
     original = path.read_bytes()
     path.write_bytes(data.draw(mutated(original)))
     before = contents(copy)
-    loaded = obeys(jobs.model.load_generator, config, str(copy), model.generator)
-    assert loaded is None or _finite(loaded)
+    loaded = obeys(jobs.load_model, config, str(copy))
+    assert loaded is None or _finite(loaded.tokenizer_variables, loaded.generator_variables)
     assert contents(copy) == before
 
 
-def _finite(variables):
+def _finite(*variables):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables)))
+
+
+@settings(_SHARED, max_examples=100)
+@given(data=st.data())
+def test_any_damage_to_a_file_of_weights_is_noticed(trained, exported, model, tmp_path, data):
+    config, _ = trained
+    config = config.copy_and_resolve_references()
+    original = (exported / "tokenizer.safetensors").read_bytes()
+    head = data.draw(mutated(original[:4000]))  # All names and shapes, and some numbers.
+    config.tokenizer.checkpoint = str(tmp_path / "tokenizer.safetensors")
+    pathlib.Path(config.tokenizer.checkpoint).write_bytes(head + original[4000:])
+    loaded = obeys(jobs.model.load_tokenizer, config, "unused", model.tokenizer)
+    if loaded is not None:
+        jax.tree.map(np.testing.assert_array_equal, loaded, model.tokenizer_variables)
