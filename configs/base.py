@@ -13,6 +13,7 @@ def get_config(
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.pretrained = ""  # Weights of nvg_jax/pretrained, where no checkpoint is named below.
 
     config.data = data = ml_collections.ConfigDict()
     data.dataset = "imagenet2012"
@@ -141,6 +142,10 @@ def get_config(
     control.content = False  # The reference gives its tokens as well as its structure.
     control.strict = False  # Refuse a map that is not balanced.
     control.num_samples = 4  # Rows in each half of the picture of the job `control`.
+
+    config.export = export = ml_collections.ConfigDict()
+    export.format = "orbax"  # Directories; or 'safetensors', one file each.
+    export.dtype = "float32"  # Of parameters; or 'bfloat16', 'float16', half as large.
 
     config.compile = compile = ml_collections.ConfigDict()
     compile.topology = "v5e:16x16"  # Or v4:..., v5p:..., v6e:..., or 'local'.

@@ -83,6 +83,8 @@ TABLE: dict[str, Any] = {
     "variation.num_references": _Count,
     "variation.num_samples": Annotated[int, Field(ge=2, le=_LARGEST)],
     "guided.stages": _Count,
+    "export.format": Literal["orbax", "safetensors"],
+    "export.dtype": Literal["float32", "bfloat16", "float16"],
     "compile.tasks": tuple[Literal["tokenizer", "generator"], ...],
     "evaluation.num_pictures": _Count,
 }

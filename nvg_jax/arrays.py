@@ -11,6 +11,7 @@ from etils import epath
 from nvg_jax.errors import UserError
 
 PyTree = Any
+Shapes = dict[str, tuple[int, ...]]  # Of arrays by their names.
 
 
 def absolute(directory: epath.PathLike) -> epath.Path:
@@ -25,15 +26,7 @@ def read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:
     Raises UserError where the leaves or their shapes are others than those saved.
     """
     handler = ocp.PyTreeCheckpointHandler()
-    wanted, saved = _shapes(abstract), _shapes(handler.metadata(path).tree)
-    differing = sorted(dict(wanted.items() ^ saved.items()))
-    if differing:
-        name = differing[0]
-        raise UserError(
-            f"{path} does not fit this config in {len(differing)} array(s); the first is {name}: "
-            f"{saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here (use another "
-            "--workdir, or the config it was made with)"
-        )
+    check_shapes(path, shapes(abstract), shapes(handler.metadata(path).tree))
 
     def how(leaf: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
         if leaf.sharding is None:
@@ -47,9 +40,32 @@ def read_arrays(path: epath.Path, abstract: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x if isinstance(x, jax.Array) else jnp.asarray(x), restored)
 
 
-def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+def check_architecture(path: epath.PathLike, wanted: str, saved: str) -> None:
+    """Raises UserError where weights are not of the wanted line."""
+    if saved != wanted:
+        raise UserError(
+            f"{path} was made with {saved}, but this config is for {wanted}: use another "
+            "--workdir or checkpoint, or the config it was made with"
+        )
+
+
+def check_shapes(path: epath.PathLike, wanted: Shapes, saved: Shapes) -> None:
+    """Raises UserError where arrays or their shapes are others than those in a file, `saved`."""
+    differing = sorted(dict(wanted.items() ^ saved.items()))
+    if differing:
+        name = differing[0]
+        raise UserError(
+            f"{path} does not fit this config in {len(differing)} array(s); the first is {name}: "
+            f"{saved.get(name, 'absent')} there, {wanted.get(name, 'absent')} here (use another "
+            "--workdir or checkpoint, or the config it was made with)"
+        )
+
+
+def named(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by their paths, as `params/encoder/kernel`, in its order."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def shapes(tree: PyTree) -> Shapes:
+    return {name: tuple(leaf.shape) for name, leaf in named(tree).items()}

@@ -15,6 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from nvg_jax.arrays import check_architecture
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 
@@ -65,20 +66,16 @@ def damage(directory: epath.Path, architecture: str, items: tuple[str, ...]) -> 
     Every process has to call it. Each reads its share of the files, so that together they read them
     once, and all get the same answer. Raises UserError if the seal is of another architecture.
     """
-    content, found = _read(directory)
+    content, found = read(directory)
     if content and content["architecture"] == architecture:
         found = _damage_in_share(directory, content["files"], items)
     if found := agreed(found):
         return found
-    if content["architecture"] != architecture:
-        raise UserError(
-            f"{directory} was made with {content['architecture']}, but this config is for "
-            f"{architecture}: use another --workdir, or the config it was made with"
-        )
+    check_architecture(directory, architecture, content["architecture"])
     return ""
 
 
-def _read(directory: epath.Path) -> tuple[dict[str, Any] | None, str]:
+def read(directory: epath.Path) -> tuple[dict[str, Any] | None, str]:
     """What the seal says; None, and why, if it cannot be believed."""
     path = directory / NAME
     if not path.is_file():

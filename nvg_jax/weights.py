@@ -1,6 +1,7 @@
-"""Weights for exchange: a directory of `weights/`, written by Orbax, and its `seal`.
+"""Weights for exchange: a directory of `weights/`, written by Orbax, and its `seal`; or one file.
 
-The seal is that of a training's steps (see `checkpoint`). Directories may be in a bucket (`gs://`).
+The seal is that of a training's steps (see `checkpoint`). A path that ends in `.safetensors` is a
+file (see `weights_file`). Both may be in a bucket (`gs://`).
 """
 
 from typing import Any
@@ -9,8 +10,8 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nvg_jax import seal
-from nvg_jax.arrays import absolute, read_arrays
+from nvg_jax import seal, weights_file
+from nvg_jax.arrays import absolute, check_architecture, read_arrays
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
@@ -18,17 +19,25 @@ from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
 PyTree = Any
 
 
-def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str) -> None:
-    """Writes a pytree of arrays as a weights directory, which `load_weights` reads.
+def save_weights(path: epath.PathLike, variables: PyTree, architecture: str) -> None:
+    """Writes a pytree of arrays as weights, which `load_weights` reads.
 
-    Every process of a multi-host run has to call it. It is whole once it has its seal; what an
-    earlier call could not finish is replaced. Raises UserError if the directory exists and holds
-    anything else, or cannot be written.
+    Every process of a multi-host run has to call it. A directory is whole once it has its seal;
+    what an earlier call could not finish is replaced. Raises UserError if there is anything else,
+    or it cannot be written.
     """
-    directory = absolute(directory)
+    path = absolute(path)
     # One looks for all: another would find what the first to go on has begun.
-    if agreed("it is taken" if jax.process_index() == 0 and _is_taken(directory) else ""):
-        raise UserError(f"{directory} exists already: choose another place, or remove it first")
+    if agreed("it is taken" if jax.process_index() == 0 and _is_taken(path) else ""):
+        raise UserError(f"{path} exists already: choose another place, or remove it first")
+    if path.suffix == weights_file.SUFFIX:
+        weights_file.write(path, variables, architecture)
+    else:
+        _write_directory(path, variables, architecture)
+    ocp.multihost.sync_global_processes("weights written")
+
+
+def _write_directory(directory: epath.Path, variables: PyTree, architecture: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with said_once(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -40,31 +49,46 @@ def save_weights(directory: epath.PathLike, variables: PyTree, architecture: str
         raise UserError(
             f"{directory} cannot be written ({reason(error)}): make room, or choose another place"
         ) from error
-    ocp.multihost.sync_global_processes("weights sealed")
 
 
-def _is_taken(directory: epath.Path) -> bool:
-    """Whether there is anything but weights without a seal."""
-    if not directory.is_dir():
-        return directory.exists()
-    return any(not path.name.startswith("weights") for path in directory.iterdir())
+def _is_taken(path: epath.Path) -> bool:
+    """Whether there is anything but a directory of weights without a seal."""
+    if path.suffix == weights_file.SUFFIX or not path.is_dir():
+        return path.exists()
+    return any(not found.name.startswith("weights") for found in path.iterdir())
 
 
-def load_weights(
-    directory: epath.PathLike, abstract_variables: PyTree, architecture: str
-) -> PyTree:
-    """Reads a directory that `save_weights` has written, given the same line.
+def load_weights(path: epath.PathLike, abstract_variables: PyTree, architecture: str) -> PyTree:
+    """Reads what `save_weights` has written, given the same line.
 
     Every process of a multi-host run has to call it. `abstract_variables` is like `abstract_state`
-    of `TrainCheckpointer.restore`. Raises UserError if this is no weights directory, is damaged, or
-    of another architecture.
+    of `TrainCheckpointer.restore`. Raises UserError if these are no weights, are damaged, or of
+    another architecture.
     """
-    directory = absolute(directory)
-    if not (directory / seal.NAME).exists() or not (directory / "weights").exists():
+    path = absolute(path)
+    if path.suffix == weights_file.SUFFIX:
+        return weights_file.read(path, abstract_variables, architecture)
+    check_architecture(path, architecture, saved_architecture(path))
+    if damage := seal.damage(path, architecture, ("weights",)):
+        raise _damaged(path, damage)
+    return read_arrays(path / "weights", abstract_variables)
+
+
+def saved_architecture(path: epath.PathLike) -> str:
+    """The line that weights were written with. Raises UserError if they are none, or damaged."""
+    path = absolute(path)
+    if path.suffix == weights_file.SUFFIX:
+        return weights_file.architecture(path)
+    if not (path / seal.NAME).exists() or not (path / "weights").exists():
         raise UserError(
-            f"{directory} is not a (completely written) weights directory: name one that "
-            "--job=export or nvg_jax.interop.convert has made"
+            f"{path} is not a (completely written) weights directory: name one that --job=export "
+            "or nvg_jax.interop.convert has made, or a .safetensors file"
         )
-    if damage := seal.damage(directory, architecture, ("weights",)):
-        raise UserError(f"damaged weights: {damage}; make or copy {directory} anew")
-    return read_arrays(directory / "weights", abstract_variables)
+    content, damage = seal.read(path)
+    if damage:
+        raise _damaged(path, damage)
+    return content["architecture"]
+
+
+def _damaged(path: epath.Path, damage: str) -> UserError:
+    return UserError(f"damaged weights: {damage}; make or copy {path} anew")

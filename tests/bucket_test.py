@@ -64,10 +64,11 @@ array.write_bytes(array.read_bytes()[:-1] + b"?")
 assert restored() == 3
 assert steps() == ["3", "4.damaged"], steps()
 
-weights = epath.Path("gs://bucket/run/weights")
-save_weights(weights, {"ema": noise(5).ema}, "line")
-loaded = load_weights(weights, {"ema": wanted.ema}, "line")
-np.testing.assert_array_equal(loaded["ema"], noise(5).ema)
+for name in ("weights", "weights.safetensors"):
+    weights = epath.Path("gs://bucket/run") / name
+    save_weights(weights, {"ema": noise(5).ema}, "line")
+    loaded = load_weights(weights, {"ema": wanted.ema}, "line")
+    np.testing.assert_array_equal(loaded["ema"], noise(5).ema)
 visualize.save_png(epath.Path("gs://bucket/run/a.png"), np.zeros((8, 8, 3), np.uint8))
 assert epath.Path("gs://bucket/run/a.png").stat().length > 50
 assert jax.config.jax_compilation_cache_dir == "gs://bucket/run/compilation_cache"

@@ -65,13 +65,18 @@ def main(index: int, directory: epath.Path, flags: pathlib.Path) -> None:
     )
     (flags / f"read{index}").write_text("\n".join(read))
 
-    weights = directory.parent / "weights"
-    save_weights(weights, {"ema": ema}, "line")
-    load_weights(weights, {"ema": wanted.ema}, "line")
-    try:
+    for name in ("weights", "weights.safetensors"):
+        weights = directory.parent / name
         save_weights(weights, {"ema": ema}, "line")
-    except UserError:
-        say("refused")
+        loaded = load_weights(weights, {"ema": wanted.ema}, "line")["ema"]
+        assert loaded.sharding == ema.sharding
+        np.testing.assert_array_equal(
+            loaded.addressable_shards[0].data, ema.addressable_shards[0].data
+        )
+        try:
+            save_weights(weights, {"ema": ema}, "line")
+        except UserError:
+            say(f"refused_{name}_")
 
     if index == 0:  # Damage in what one process alone reads.
         (*_, path) = sorted(pathlib.Path(directory, "5", "ema").rglob("d/*"))

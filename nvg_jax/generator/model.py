@@ -49,6 +49,10 @@ class Generator:
         """What a checkpoint has to agree with, in one line."""
         return self.sizes.architecture
 
+    def with_classes_of(self, architecture: str) -> Generator:
+        """The same generator for as many classes as in another's line."""
+        return dataclasses.replace(self, sizes=self.sizes.with_classes_of(architecture))
+
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Random parameters to train from."""
         parts = {name: getattr(self, name) for name in ("content", "structure")}

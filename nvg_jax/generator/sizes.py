@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from nvg_jax import granularity
 
@@ -83,6 +84,11 @@ class Sizes:
             f"{self.num_positions} positions x {self.latent_channels}, codebook {self.vocab_size}, "
             f"{self.num_classes} classes{differences})"
         )
+
+    def with_classes_of(self, architecture: str) -> Sizes:
+        """The same sizes for as many classes as in another's line, if it is one of a generator."""
+        found = re.search(r"\b(\d+) classes", architecture)
+        return dataclasses.replace(self, num_classes=int(found[1])) if found else self
 
     def without_remat(self) -> Sizes:
         """The same generator, of which nothing is computed twice."""

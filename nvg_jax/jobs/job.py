@@ -9,7 +9,7 @@ from typing import Annotated, Any, Concatenate, Literal, ParamSpec, TypeVar
 from ml_collections import ConfigDict
 from pydantic import Field
 
-from nvg_jax import allowed, files
+from nvg_jax import allowed, files, pretrained
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.metric import METRICS
@@ -58,6 +58,8 @@ def check(config: ConfigDict) -> None:
         | class_bounds(config.data.num_classes)
         | {"evaluation.metrics": tuple[Literal[tuple(METRICS)], ...]},
     )
+    if config.pretrained:
+        pretrained.folder(config.pretrained)
     sizes = build_generator(config).sizes  # Which go together with those of the tokenizer.
     with_structure = Annotated[int, Field(ge=0, lt=max(sizes.last_stage - 1, 1))]
     bounds = {"structure_stages": tuple[with_structure, ...]}

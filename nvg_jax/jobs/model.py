@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
-from nvg_jax import checkpoint, files, sharding
+from nvg_jax import checkpoint, files, keys, pretrained, sharding
+from nvg_jax.arrays import check_architecture
+from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.generator.model import Generator, build_generator
 from nvg_jax.jobs.job import job
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
-from nvg_jax.weights import load_weights, save_weights
+from nvg_jax.weights import load_weights, save_weights, saved_architecture
 
 log = logging.getLogger(__name__)
 Variables = Any
@@ -58,8 +64,14 @@ def load_tokenizer(config: ConfigDict, workdir: str, tokenizer: Tokenizer) -> Va
     return _load(config, workdir, "tokenizer", tokenizer)[0]
 
 
-def load_generator(config: ConfigDict, workdir: str, generator: Generator) -> Variables:
-    return _load(config, workdir, "generator", generator)[0]
+def given_weights(config: ConfigDict, name: str) -> str:
+    """The weights that the config names for 'tokenizer' or 'generator'; '' if it names none.
+
+    Raises UserError for pretrained weights that are not there.
+    """
+    if config[name].checkpoint or not config.pretrained:
+        return config[name].checkpoint
+    return str(pretrained.folder(config.pretrained) / f"{name}.safetensors")
 
 
 def _load(
@@ -67,14 +79,55 @@ def _load(
 ) -> tuple[Variables, str]:
     """The weights that the config names, or else the average in the newest checkpoint of the
     training in the workdir; and which of them it was."""
-    weights, checkpoints = config[name].checkpoint, f"{workdir}/{name}/checkpoints"
-    mesh = sharding.create_mesh(config.mesh)
-    abstract = sharding.abstract(module.init_variables, mesh, jax.random.key(0))
+    weights, checkpoints = given_weights(config, name), f"{workdir}/{name}/checkpoints"
+    abstract = _abstract(config, module)
     if weights:
         return load_weights(weights, abstract, module.architecture), weights
     variables, step = checkpoint.restore_ema(checkpoints, module.architecture, abstract)
     log.info("using step %d of %s", step, checkpoints)
     return variables, f"step {step}"
+
+
+def _abstract(config: ConfigDict, module: Tokenizer | Generator) -> Variables:
+    mesh = sharding.create_mesh(config.mesh)
+    return sharding.abstract(module.init_variables, mesh, jax.random.key(0))
+
+
+def initial_generator(config: ConfigDict, generator: Generator) -> Callable[[], Variables] | None:
+    """What loads the weights that training is to start at; None if the config names none.
+
+    They may be those of another number of classes: the class embeddings are then made anew. Raises
+    UserError, before anything is loaded, if they differ in anything else.
+    """
+    path = given_weights(config, "generator")
+    if not path:
+        return None
+    architecture = saved_architecture(path)
+    saved = generator.with_classes_of(architecture)
+    if saved.architecture != architecture:
+        check_architecture(path, generator.architecture, architecture)
+
+    def load() -> Variables:
+        variables = load_weights(path, _abstract(config, saved), architecture)
+        if saved == generator:
+            return variables
+        log.info(
+            "%s is for %d classes and the config for %d: the class embeddings are made anew",
+            path,
+            saved.sizes.num_classes,
+            generator.sizes.num_classes,
+        )
+        key = keys.named(config.seed, "class embeddings")
+        like = _class_embeddings(_abstract(config, generator))
+        new = sharding.make(lambda key: _class_embeddings(generator.init_variables(key)), like, key)
+        return {"params": {name: part | new[name] for name, part in variables["params"].items()}}
+
+    return load
+
+
+def _class_embeddings(variables: Variables) -> Variables:
+    params = variables["params"]
+    return {name: {"class_embed": part["class_embed"]} for name, part in params.items()}
 
 
 def frozen_network(config: ConfigDict, name: str) -> Frozen:
@@ -86,13 +139,33 @@ def frozen_network(config: ConfigDict, name: str) -> Frozen:
 
 @job
 def export(config: ConfigDict, workdir: str) -> None:
-    """Writes the averaged weights as `export/tokenizer` and `export/generator`, for any job."""
+    """Writes the averaged weights to `export/`, for any job: `tokenizer` and `generator`.
+
+    They are directories or, with `config.export.format` 'safetensors', files of that suffix.
+    Parameters are rounded to `config.export.dtype`; what was measured, as the canvas scales, is
+    float32. UserError: a parameter is too large for the dtype, or something is there already.
+    """
     model = load_model(config, workdir)
-    directory = epath.Path(workdir) / "export"
+    suffix = {"orbax": "", "safetensors": ".safetensors"}[config.export.format]
     for name in ("tokenizer", "generator"):
         module, variables = getattr(model, name), getattr(model, f"{name}_variables")
-        save_weights(directory / name, variables, module.architecture)
-        log.info("use them with --config.%s.checkpoint=%s", name, directory / name)
+        path = epath.Path(workdir) / "export" / f"{name}{suffix}"
+        params, are_finite = _rounded(variables["params"], config.export.dtype)
+        if not are_finite:
+            raise UserError(
+                f"some parameters of the {name} are too large for config.export.dtype="
+                f"{config.export.dtype}: choose bfloat16"
+            )
+        save_weights(path, variables | {"params": params}, module.architecture)
+        log.info("use them with --config.%s.checkpoint=%s", name, path)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _rounded(params: Variables, dtype: str) -> tuple[Variables, Bool[Array, ""]]:
+    """Parameters in a dtype, and whether it can hold them all."""
+    rounded = jax.tree.map(lambda x: x.astype(dtype), params)
+    are_finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(rounded)]
+    return rounded, jnp.stack(are_finite).all()
 
 
 def save_config(config: ConfigDict, workdir: str) -> None:

@@ -26,7 +26,8 @@ from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import (
     Variables,
     frozen_network,
-    load_generator,
+    given_weights,
+    initial_generator,
     load_tokenizer,
     save_config,
 )
@@ -46,9 +47,9 @@ def train(config: ConfigDict, workdir: str) -> None:
 
     Two trainings do not share a workdir: the second is refused. A finished one changes nothing.
 
-    Trains the tokenizer, unless `config.tokenizer.checkpoint` names one, then the generator, each
-    from its last checkpoint. With a `tokenization.cache_directory` the images are tokenized in
-    between, unless that is done.
+    Trains the tokenizer, unless the config names one, then the generator, each from its last
+    checkpoint. With a `tokenization.cache_directory` the images are tokenized in between, unless that
+    is done.
     """
     mesh = sharding.create_mesh(config.mesh)
     tokenizer, generator = build_tokenizer(config), build_generator(config)
@@ -65,13 +66,14 @@ def train(config: ConfigDict, workdir: str) -> None:
     # What the samples at the end need is checked before hours of training.
     requested_classes(config, config.sampling.num_samples)
     sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
+    initial = initial_generator(config, generator)
     dinov2 = frozen_network(config, "dinov2") if training.repa.weight else None
     if cache and not cached_images:
         files.usable_workdir(cache)
     with lock.locked(workdir, "train"):
         with loop.stop_signal() as stop:
             run = _Run(config, workdir, mesh, stop)
-            if config.tokenizer.checkpoint:
+            if given_weights(config, "tokenizer"):
                 variables = load_tokenizer(config, workdir, tokenizer)
             else:
                 variables = _train_tokenizer(run, tokenizer)
@@ -89,16 +91,15 @@ def train(config: ConfigDict, workdir: str) -> None:
                 Settings.from_config(config.sampling),
                 dinov2,
             )
-            initial = None
-            if config.generator.checkpoint:
-                initial = load_generator(config, workdir, generator)
             if cache:
                 data = _cached_data(run, cache, schedule, tokenizer, variables)
             else:
                 data = _images(run, schedule, "generator")
             state = run.train(task, schedule, data, initial=initial)
         trained = config.copy_and_resolve_references()
-        trained.generator.checkpoint = ""  # Training began with it, and has made another.
+        trained.tokenizer.checkpoint = given_weights(config, "tokenizer")
+        # Training began with these, and has made others.
+        trained.generator.checkpoint = trained.pretrained = ""
         _draw_samples(trained, workdir, int(state.step))
 
 

@@ -138,7 +138,7 @@ def train(
     mesh: Mesh,
     key: Key[Array, ""],
     stop: Callable[[], bool] = lambda: False,
-    initial: Any | None = None,
+    initial: Callable[[], Any] | None = None,
     begin: Callable[[], None] = lambda: None,
     finish: Callable[[TrainState], TrainState] = lambda state: state,
 ) -> TrainState:
@@ -147,9 +147,9 @@ def train(
     config: the task's training config. iterator: a Grain iterator over this process's batches; its
     position is saved and restored with the state. directory: holds the task's checkpoints and
     summaries. stop: whether to save and leave, asked of every process; all do if one says so,
-    STEPS_IN_FLIGHT steps later. initial: variables to start from in place of random ones. begin:
-    called before the first step, once the directory is known to fit the task. finish: turns the
-    trained state into the one that is kept.
+    STEPS_IN_FLIGHT steps later. initial: makes variables to start from in place of random ones,
+    if there is no checkpoint. begin: called before the first step, once the directory is known to
+    fit the task. finish: turns the trained state into the one that is kept.
 
     A step is a function of the state, the batch, and a key made from `key` and the step alone, so
     that an interrupted run ends with the same parameters as an uninterrupted one.
@@ -174,10 +174,10 @@ def train(
         if restored is not None:
             state, start = restored
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)
-        elif initial is not None:
-            state, start = sharding.make(task.init_state, abstract, init_key, initial), 0
         else:
-            state, start = sharding.make(task.init_state, abstract, init_key), 0
+            given = initial and initial()
+            state, start = sharding.make(task.init_state, abstract, init_key, given), 0
+            del given  # Which is as large as the model.
         if start >= schedule.num_steps:
             return state
 

@@ -64,9 +64,9 @@ def test_evaluation_reports_and_stores_its_numbers(trained, capsys, monkeypatch)
     assert "generator" not in kept["measured"]["fid"]
 
 
-def test_numbers_of_before_are_kept_or_put_aside(trained, tmp_path):
-    config, workdir = trained
-    config.tokenizer.checkpoint = _exported(config, workdir)
+def test_numbers_of_before_are_kept_or_put_aside(trained, exported, tmp_path):
+    config, _ = trained
+    config.tokenizer.checkpoint = str(exported / "tokenizer")
     config.evaluation.metrics = ("codebook_usage",)
     written = tmp_path / "evaluation.json"
     # As it was written when one description was that of all.
@@ -81,12 +81,6 @@ def test_numbers_of_before_are_kept_or_put_aside(trained, tmp_path):
         assert "codebook_usage" in json.loads(written.read_text())
     aside = {path.read_text() for path in tmp_path.glob("evaluation*.damaged")}
     assert aside == {'{"psnr": 12', "[]", '{"measured": 3}'}
-
-
-def _exported(config, workdir) -> str:
-    if not epath.Path(workdir, "export").exists():
-        jobs.export(config, workdir)
-    return f"{workdir}/export/tokenizer"
 
 
 @pytest.fixture

@@ -16,10 +16,13 @@ from PIL import Image
 
 from configs import nvg_digits
 from nvg_jax import jobs
+from nvg_jax.checkpoint import restore_ema
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import load_samples
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.job import check
+from nvg_jax.weights import load_weights
+from tests.states import abstract
 
 _SHARED = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -196,23 +199,37 @@ def test_any_samples_file_is_read_or_refused(tmp_path, data):
 
 @settings(_SHARED, max_examples=25)
 @given(data=st.data())
-def test_any_damage_to_weights_is_noticed(trained, model, tmp_path, data):
-    config, workdir = trained
+def test_any_damage_to_checkpoints_is_noticed(trained, model, tmp_path, data):
+    _, workdir = trained
     copy = tmp_path / "copy"
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(f"{workdir}/generator/checkpoints", copy / "generator/checkpoints")
+    shutil.copytree(f"{workdir}/generator/checkpoints", copy)
     if data.draw(st.booleans()):  # Else an older step takes its place.
-        for step in sorted((copy / "generator/checkpoints").iterdir())[:-1]:
+        for step in sorted(copy.iterdir())[:-1]:
             shutil.rmtree(step)
     files = sorted(path for path in copy.rglob("*") if path.is_file())
     path = data.draw(st.sampled_from(files))
     original = path.read_bytes()
     path.write_bytes(data.draw(mutated(original)))
     before = contents(copy)
-    loaded = obeys(jobs.model.load_generator, config, str(copy), model.generator)
-    assert loaded is None or _finite(loaded)
+    wanted = abstract(model.generator_variables)
+    loaded = obeys(restore_ema, copy, model.generator.architecture, wanted)
+    assert loaded is None or _finite(loaded[0])
     assert contents(copy) == before
 
 
 def _finite(variables):
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.device_get(variables)))
+
+
+@settings(_SHARED, max_examples=100)
+@given(data=st.data())
+def test_any_damage_to_a_file_of_weights_is_noticed(exported, model, tmp_path, data):
+    original = (exported / "tokenizer.safetensors").read_bytes()
+    numbers = int.from_bytes(original[:8], "little") + 100  # After names and shapes.
+    path = tmp_path / "tokenizer.safetensors"
+    path.write_bytes(data.draw(mutated(original[:numbers])) + original[numbers:])
+    wanted = abstract(model.tokenizer_variables)
+    loaded = obeys(load_weights, path, wanted, model.tokenizer.architecture)
+    if loaded is not None:
+        jax.tree.map(np.testing.assert_array_equal, loaded, model.tokenizer_variables)

@@ -1,20 +1,129 @@
 """Trained models taken from one place to another."""
 
+import functools
+
+import jax
+import jax.numpy as jnp
 import numpy as np
-from etils import epath
+import pytest
 
-from nvg_jax import jobs
+from nvg_jax import jobs, sharding
+from nvg_jax.errors import UserError
+from nvg_jax.generator.model import build_generator
+from nvg_jax.jobs.model import initial_generator
+from nvg_jax.weights import load_weights, save_weights
+
+equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
 
 
-def test_exported_weights_serve_every_job(trained, tmp_path):
-    config, workdir = trained
-    if not epath.Path(workdir, "export").exists():
-        jobs.export(config, workdir)
-    other = str(tmp_path / "other")
-    config.tokenizer.checkpoint = f"{workdir}/export/tokenizer"
-    config.generator.checkpoint = f"{workdir}/export/generator"
-    jobs.sample(config, other)
-    jobs.reconstruct(config, other)
+@pytest.fixture(params=["", ".safetensors"], ids=["directory", "file"])
+def given(request, trained, exported):
+    """A config that names exported weights."""
+    config, _ = trained
+    for name in ("tokenizer", "generator"):
+        config[name].checkpoint = f"{exported}/{name}{request.param}"
+    return config
+
+
+def assert_same_samples(one, other):
     for name in ("arr_0", "arr_1"):
-        ours, theirs = (np.load(f"{d}/samples/samples.npz")[name] for d in (workdir, other))
+        ours, theirs = (np.load(f"{d}/samples/samples.npz")[name] for d in (one, other))
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_exported_weights_serve_every_job(given, trained, tmp_path):
+    other = str(tmp_path / "other")
+    jobs.sample(given, other)
+    jobs.reconstruct(given, other)
+    assert_same_samples(trained[1], other)
+
+
+@pytest.mark.parametrize(
+    ("format", "dtype"),
+    [("orbax", "bfloat16"), ("safetensors", "bfloat16"), ("safetensors", "float16")],
+)
+def test_parameters_are_rounded_and_what_was_measured_is_not(
+    trained, exported, tmp_path, format, dtype
+):
+    config, workdir = trained
+    exact = jobs.load_model(config, workdir)
+    for name in ("tokenizer", "generator"):
+        config[name].checkpoint = f"{exported}/{name}"
+    config.export.format, config.export.dtype = format, dtype
+    jobs.export(config, str(tmp_path))
+    for name in ("tokenizer", "generator"):
+        (path,) = (tmp_path / "export").glob(f"{name}*")
+        config[name].checkpoint = str(path)
+        if path.is_file():
+            whole = (exported / path.name).stat().st_size
+            assert 0.5 * whole < path.stat().st_size < 0.6 * whole
+    rounded = jobs.load_model(config, str(tmp_path))
+    equal(rounded.tokenizer_variables["stats"], exact.tokenizer_variables["stats"])
+    for name in ("tokenizer_variables", "generator_variables"):
+        expected = jax.tree.map(
+            lambda x: x.astype(dtype).astype(jnp.float32), getattr(exact, name)["params"]
+        )
+        equal(getattr(rounded, name)["params"], expected)
+
+
+def test_what_a_dtype_cannot_hold_is_not_exported(trained, exported, tmp_path):
+    config, workdir = trained
+    model = jobs.load_model(config, workdir)
+    large = jax.tree.map(lambda x: x + 1e5, model.generator_variables)
+    config.tokenizer.checkpoint = f"{exported}/tokenizer"
+    config.generator.checkpoint = str(tmp_path / "large")
+    save_weights(tmp_path / "large", large, model.generator.architecture)
+    config.export.dtype = "float16"
+    with pytest.raises(UserError, match="too large for config.export.dtype=float16: choose bfl"):
+        jobs.export(config, str(tmp_path))
+    assert not (tmp_path / "export" / "generator").exists()
+
+
+def test_training_may_start_at_weights_of_another_number_of_classes(given, tmp_path, caplog):
+    path = given.generator.checkpoint
+    ten = build_generator(given)
+    shapes = jax.eval_shape(ten.init_variables, jax.random.key(0))
+    old = load_weights(path, sharding.unnamed(shapes), ten.architecture)["params"]
+    equal(initial_generator(given, ten)()["params"], old)
+    assert "made anew" not in caplog.text
+    given.data.num_classes = 12
+    with caplog.at_level("INFO", logger="nvg_jax"):
+        new = initial_generator(given, build_generator(given))()["params"]
+    (said,) = [line for line in caplog.messages if "made anew" in line]
+    assert f"{path} is for 10 classes and the config for 12" in said
+    for part in ("content", "structure"):
+        embedding = new[part].pop("class_embed")["embedding"]
+        del old[part]["class_embed"]
+        assert embedding.shape == (13, 32) and np.std(embedding) > 0
+    equal(new, old)
+    with pytest.raises(UserError, match="10 classes.*, but this config is for .*12 classes"):
+        jobs.sample(given, str(tmp_path / "run"))
+
+
+def test_training_refuses_weights_that_differ_otherwise(given, tmp_path):
+    given.data.num_classes, given.generator.model.depth = 12, 2
+    with pytest.raises(UserError, match="made with .*depth 1.*, but this config is for .*depth 2"):
+        jobs.train(given, str(tmp_path))
+    given.generator.checkpoint = given.tokenizer.checkpoint
+    with pytest.raises(UserError, match="made with tokenizer.*, but this config is for generator"):
+        jobs.train(given, str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_pretrained_weights_stand_for_checkpoints(pretrained_config, trained, exported, tmp_path):
+    jobs.sample(pretrained_config, str(tmp_path / "run"))
+    assert_same_samples(trained[1], tmp_path / "run")
+    pretrained_config.generator.checkpoint = str(exported / "generator")
+    sources = jobs.load_model(pretrained_config, str(tmp_path)).sources
+    assert sources["generator"] == pretrained_config.generator.checkpoint
+    assert sources["tokenizer"] == f"{tmp_path}/pretrained/tiny/tokenizer.safetensors"
+
+
+def test_pretrained_weights_that_are_not_there_or_do_not_fit(pretrained_config, tmp_path):
+    pretrained_config.tokenizer.model.vocab_size = 32
+    with pytest.raises(UserError, match="tiny/tokenizer.*codebook 16.*config is for.*codebook 32"):
+        jobs.sample(pretrained_config, str(tmp_path / "run"))
+    for pretrained_config.pretrained in ("tinny", "__pycache__", "../pretrained/tiny", "a\nb"):
+        with pytest.raises(UserError, match="is not among the weights here: other, tiny") as error:
+            jobs.sample(pretrained_config, str(tmp_path / "run"))
+        assert len(str(error.value).splitlines()) == 1

@@ -106,21 +106,25 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
 
 
 @pytest.mark.slow
-def test_training_starts_from_given_weights(trained, tmp_path):
-    config, workdir = trained
-    if not epath.Path(workdir, "export").exists():
-        jobs.export(config, workdir)
-    config.tokenizer.checkpoint = f"{workdir}/export/tokenizer"
-    config.generator.checkpoint = f"{workdir}/export/generator"
+@pytest.mark.parametrize("num_classes", [10, 12])
+def test_training_starts_from_given_weights(pretrained_config, trained, tmp_path, num_classes):
+    config, run = pretrained_config, tmp_path / "run"
+    given = jobs.load_model(config, str(run)).generator_variables["params"]
+    config.data.num_classes = num_classes
     config.generator.training.epochs = 1 / 22
     config.generator.training.learning_rate = 0.0
-    jobs.train(config, str(tmp_path))
-    config.generator.checkpoint = ""
-    tuned = jobs.load_model(config, str(tmp_path)).generator_variables
-    given = jobs.load_model(config, workdir).generator_variables
+    jobs.train(config, str(run))
+    request = json.loads((run / "samples" / "request.json").read_text())
+    assert request["generator"] == "step 1" and "tiny/tokenizer" in request["tokenizer"]
+    config.tokenizer.checkpoint, config.pretrained = request["tokenizer"], ""
+    tuned = jobs.load_model(config, str(run)).generator_variables["params"]
+    if num_classes == 12:
+        for params in (given, tuned):
+            sizes = {len(part.pop("class_embed")["embedding"]) for part in params.values()}
+            assert sizes == {11 if params is given else 13}
     # The average of equal weights is rounded.
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), tuned, given)
-    assert not (tmp_path / "tokenizer").exists()
+    assert not (run / "tokenizer").exists()
 
 
 def test_stopping_saves_and_says_how_to_go_on(tiny_config, tmp_path, monkeypatch):
@@ -179,11 +183,9 @@ def test_dataset_that_is_not_prepared(tiny_config, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_token_cache_takes_the_place_of_images(trained, tmp_path):
-    config, workdir = trained
-    if not epath.Path(workdir, "export").exists():
-        jobs.export(config, workdir)
-    config.tokenizer.checkpoint = f"{workdir}/export/tokenizer"
+def test_a_token_cache_takes_the_place_of_images(trained, exported, tmp_path):
+    config, _ = trained
+    config.tokenizer.checkpoint = str(exported / "tokenizer")
     cache = config.token_cache
     cache.directory, cache.num_crops = str(tmp_path / "cache"), 1
     cache.batch_size, cache.shard_size = 64, 1000

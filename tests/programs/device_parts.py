@@ -1,6 +1,7 @@
 """On four devices: batches are split or refused, states placed, images tokenized by each alone."""
 
 import re
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.training import optimizer
 from nvg_jax.training.state import TrainState
+from nvg_jax.weights import load_weights, save_weights
 
 COLLECTIVE = re.compile("all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter")
 
@@ -79,6 +81,25 @@ def states():
     assert set(places) == {sharding.replicated(three)}
 
 
+def weights():
+    """Written from one mesh and read onto others, as a file too."""
+    tokenizer = build_tokenizer(nvg_digits.get_config())
+
+    def places(mesh):
+        return sharding.abstract(tokenizer.init_variables, mesh, jax.random.key(0))
+
+    split = places(mesh_of(1, 2, 2))
+    variables = sharding.make(tokenizer.init_variables, split, jax.random.key(0))
+    with tempfile.TemporaryDirectory() as directory:
+        for name in ("weights", "weights.safetensors"):
+            save_weights(f"{directory}/{name}", variables, tokenizer.architecture)
+            for mesh in (mesh_of(4, 1, 1), mesh_of(2, 2, 1), mesh_of(1, 2, 2)):
+                wanted = places(mesh)
+                loaded = load_weights(f"{directory}/{name}", wanted, tokenizer.architecture)
+                assert sharding.of(loaded) == sharding.of(wanted)
+                jax.tree.map(np.testing.assert_array_equal, loaded, variables)
+
+
 def tokenization():
     """Needs no communication, whatever the mesh."""
     config = nvg_digits.get_config()
@@ -137,5 +158,6 @@ if __name__ == "__main__":
     assert jax.device_count() == 4
     batches()
     states()
+    weights()
     tokenization()
     clustering()

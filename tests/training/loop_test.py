@@ -102,7 +102,7 @@ def test_a_bad_loss_names_the_step_and_what_is_kept(train):
 
 def test_training_can_start_from_given_variables(train):
     given = {"params": {"w": jnp.float32(100.0)}}
-    far = train(initial=given)
+    far = train(initial=lambda: given)
     near = train(directory="other")
     assert far.params["w"] - near.params["w"] > 90
 
