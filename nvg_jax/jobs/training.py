@@ -48,8 +48,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     Two trainings do not share a workdir: the second is refused. A finished one changes nothing.
 
     Trains the tokenizer, unless the config names one, then the generator, each from its last
-    checkpoint. With a `tokenization.cache_directory` the images are tokenized in between, unless that
-    is done.
+    checkpoint. With a `tokenization.cache_directory` the images are tokenized in between, unless
+    that is done.
     """
     mesh = sharding.create_mesh(config.mesh)
     tokenizer, generator = build_tokenizer(config), build_generator(config)
