@@ -83,7 +83,7 @@ TABLE: dict[str, Any] = {
     "variation.num_references": _Count,
     "variation.num_samples": Annotated[int, Field(ge=2, le=_LARGEST)],
     "guided.stages": _Count,
-    "compile.tasks": tuple[Literal["tokenizer", "generator"], ...],
+    "compile.tasks": tuple[Literal["tokenizer", "generator", "sample"], ...],
     "evaluation.num_pictures": _Count,
 }
 _BY_TYPE = {bool: bool, int: _Whole, float: _Number, str: str, tuple: tuple[str, ...]}
