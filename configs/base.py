@@ -86,8 +86,10 @@ def get_config(
     generator.model.structure_width = 32 * depth
     generator.model.structure_heads = depth // 2
     generator.model.drop_path = 0.1 * depth / 24
-    generator.model.remat = "full"  # Recomputed in the backward pass: 'full', 'dots' or 'none'.
-    generator.model.attention = "xla"  # Or 'cudnn', on GPUs with dtype bfloat16.
+    # What the backward pass recomputes: 'full', everything; 'dots', what is no linear layer's
+    # product or fused attention; 'none'. For the choice see docs/scale.md.
+    generator.model.remat = "dots"
+    generator.model.attention = "xla"  # Or 'splash', on TPUs; 'cudnn', on GPUs with bfloat16.
     generator.model.dtype = "bfloat16"
     generator.model.structure = "flow"  # How structure is generated.
     # The ablations of the paper's Table 3 turn these around one at a time.

@@ -165,6 +165,8 @@ class _Program:
     def _memory(self, each: _Instruction, computation: _Computation) -> float:
         if each.opcode in _MOVES_NOTHING or each.opcode.endswith(("-done", "-update")):
             return 0.0
+        if 'custom_call_target="AllocateBuffer"' in each.attributes:
+            return 0.0
         operands = [_bytes(computation[name].shape, on_chip=False) for name in each.operands]
         result = _bytes(each.shape, on_chip=False)
         if each.opcode == "fusion":

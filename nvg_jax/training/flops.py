@@ -34,6 +34,8 @@ def _count_equation(equation: core.JaxprEqn) -> float:
     inner = [_count(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
     if name == "cond":
         return max(inner)
+    if name == "shard_map":  # Its shapes are those of one device.
+        return sum(inner) * params["mesh"].size
     if name == "pallas_call":
         return sum(inner) * math.prod(params["grid_mapping"].grid)
     return sum(inner, 0.0) * (params["length"] if name == "scan" else 1)
