@@ -1,6 +1,6 @@
 """A Markdown table of what `--job=compile` has found, a row for each task of each run.
 
-    python -m benchmarks.compile_table runs/d16_v5e runs/d24_v5e
+    python -m benchmarks.compile_table --workdirs=runs/d16_v5e,runs/d24_v5e
 
 takes workdirs with a `compile.json`, and needs neither device nor compiler.
 """
@@ -8,15 +8,16 @@ takes workdirs with a `compile.json`, and needs neither device nor compiler.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+from absl import flags
 from etils import epath
 
 from nvg_jax import cli, units
 from nvg_jax.errors import UserError
 
+_WORKDIRS = flags.DEFINE_list("workdirs", [], "Of runs of --job=compile.")
 _TRAINING = (
     *("run", "step of", "devices", "batch", "memory a device", "a step at least", "images/s"),
     "utilisation at most",
@@ -60,8 +61,10 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(workdirs: list[str]) -> None:
+def tables(workdirs: list[str]) -> None:
     """Prints one table of training steps and one of sampling, for those that there are."""
+    if not workdirs:
+        raise UserError("name runs of --job=compile: --workdirs=runs/d16_v5e,runs/d24_v5e")
     training: list[tuple[str, ...]] = []
     sampling: list[tuple[str, ...]] = []
     for workdir in workdirs:
@@ -80,4 +83,4 @@ def main(workdirs: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: main(sys.argv[1:]), has_flags=False)
+    cli.run(lambda: tables(_WORKDIRS.value))

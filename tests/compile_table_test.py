@@ -37,7 +37,7 @@ def _written(directory, *reports):
 
 def test_steps_and_samplings_have_a_table_each(tmp_path, capsys):
     unknown = STEP | {"task": "tokenizer", "limit": None, "seconds": None}
-    compile_table.main(
+    compile_table.tables(
         [_written(tmp_path / "d16", SAMPLING, STEP), _written(tmp_path / "here", unknown)]
     )
     lines = capsys.readouterr().out.splitlines()
@@ -49,6 +49,8 @@ def test_steps_and_samplings_have_a_table_each(tmp_path, capsys):
     assert lines[6:] == ["| d16 | TPU v5 lite | 1 | 1 GiB of 16 GiB | 500 ms | 2 | 70% |"]
 
 
-def test_a_run_that_compiled_nothing_is_named(tmp_path):
+def test_a_run_that_compiled_nothing_is_named_and_no_run_is_a_mistake(tmp_path):
     with pytest.raises(UserError, match=r"nothing/compile\.json is not there: run --job=compile"):
-        compile_table.main([str(tmp_path / "nothing")])
+        compile_table.tables([str(tmp_path / "nothing")])
+    with pytest.raises(UserError, match="name runs of --job=compile: --workdirs="):
+        compile_table.tables([])
