@@ -4,12 +4,18 @@ import ml_collections
 
 
 def get_config(
-    depth: int, epochs: int, decay_start: float, decay_to: float, fsdp: int = 1
+    depth: int,
+    epochs: int,
+    decay_start: float,
+    decay_to: float,
+    fsdp: int = 1,
+    remat: str = "dots",
 ) -> ml_collections.ConfigDict:
     """The paper's model of a depth on ImageNet at 256 x 256.
 
     decay_start: fraction of training after which the learning rate falls linearly, to the
     fraction `decay_to` of its peak. fsdp: devices that share a copy of the training's state.
+    remat: what the backward pass recomputes.
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
@@ -89,8 +95,10 @@ def get_config(
     generator.model.structure_width = 32 * depth
     generator.model.structure_heads = depth // 2
     generator.model.drop_path = 0.1 * depth / 24
-    generator.model.remat = "full"  # Recomputed in the backward pass: 'full', 'dots' or 'none'.
-    generator.model.attention = "xla"  # Or 'cudnn', on GPUs with dtype bfloat16.
+    # What the backward pass recomputes: 'full', everything; 'dots', what is no linear layer's
+    # product or fused attention; 'none'. For the choice see docs/scale.md.
+    generator.model.remat = remat
+    generator.model.attention = "xla"  # Or 'splash', on TPUs; 'cudnn', on GPUs with bfloat16.
     generator.model.dtype = "bfloat16"
     generator.model.structure = "flow"  # How structure is generated.
     # The ablations of the paper's Table 3 turn these around one at a time.

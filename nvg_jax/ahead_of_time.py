@@ -26,10 +26,10 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """A compiled step of training.
+    """A compiled program.
 
-    memory: bytes of a device, of which `state` are the training's state. traffic: None if it does
-    not fit.
+    memory: bytes of a device, of which `state` are those of the training's state, or of all
+    arguments of a function. traffic: None if it does not fit.
     """
 
     memory: int
@@ -64,13 +64,26 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 
 def compile_step(step: Any, mesh: Mesh, state: Any, *others: Any) -> Compiled:
     """Compiles a step, as `loop.make_step` gives it, for abstract arguments in their places."""
-    state_bytes = sum(
+    return _compile(step, mesh, _bytes_of_a_device(state), state, *others)
+
+
+def compile_program(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Compiled:
+    """Compiles a function for abstract arguments in their places, all of which count as `state`."""
+    program = jax.jit(function, keep_unused=True)
+    return _compile(program, mesh, _bytes_of_a_device(args), *args)
+
+
+def _bytes_of_a_device(tree: Any) -> int:
+    return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(state)
+        for leaf in jax.tree.leaves(tree)
     )
+
+
+def _compile(program: Any, mesh: Mesh, state_bytes: int, *args: Any) -> Compiled:
     try:
         with jax.set_mesh(mesh), Progress("compiling", 1, "program"):
-            compiled = step.trace(state, *others).lower().compile()
+            compiled = program.trace(*args).lower().compile()
     except JaxRuntimeError as error:
         needed = memory_needed(str(error), state_bytes)
         if needed is None:

@@ -85,7 +85,7 @@ TABLE: dict[str, Any] = {
     "guided.stages": _Count,
     "export.format": Literal["orbax", "safetensors"],
     "export.dtype": Literal["float32", "bfloat16", "float16"],
-    "compile.tasks": tuple[Literal["tokenizer", "generator"], ...],
+    "compile.tasks": tuple[Literal["tokenizer", "generator", "sample"], ...],
     "evaluation.num_pictures": _Count,
 }
 _BY_TYPE = {bool: bool, int: _Whole, float: _Number, str: str, tuple: tuple[str, ...]}

@@ -165,6 +165,8 @@ class _Program:
     def _memory(self, each: _Instruction, computation: _Computation) -> float:
         if each.opcode in _MOVES_NOTHING or each.opcode.endswith(("-done", "-update")):
             return 0.0
+        if 'custom_call_target="AllocateBuffer"' in each.attributes:
+            return 0.0
         operands = [_bytes(computation[name].shape, on_chip=False) for name in each.operands]
         result = _bytes(each.shape, on_chip=False)
         if each.opcode == "fusion":
@@ -174,8 +176,11 @@ class _Program:
             return 2 * result
         if each.opcode == "dynamic-update-slice":
             return 2 * operands[1]
+        if each.opcode == "slice-start":  # Its shape: the operand, the slice, a flag.
+            part = _arrays(each.shape)[1]
+            return min(operands[0], _bytes(part)) + _bytes(part, on_chip=False)
         if each.opcode.endswith("-start"):
-            result = _bytes(_ARRAY.search(each.shape)[0], on_chip=False)
+            result = _bytes(_arrays(each.shape)[0], on_chip=False)
         return sum(operands) + result
 
     def _read(self, fusion: _Instruction, index: int) -> float:
@@ -220,6 +225,11 @@ class _Program:
 def _called(each: _Instruction) -> str:
     (name,) = _CALLED.findall(each.attributes)
     return name
+
+
+def _arrays(shape: str) -> list[str]:
+    """The shapes of the arrays of a shape, one by one."""
+    return [found[0] for found in _ARRAY.finditer(shape)]
 
 
 def _bytes(shape: str, on_chip: bool = True) -> float:

@@ -195,8 +195,8 @@ def split_batch(x: jax.Array) -> jax.Array:
     return nn.with_logical_constraint(x, ("batch",) + (None,) * (x.ndim - 1), rules=RULES)
 
 
-def by_device(function: Callable[[jax.Array], jax.Array], batch: jax.Array) -> jax.Array:
-    """Inside of jit: every device applies `function` to its own part of a batch, along axis 0.
+def by_device(function: Callable[..., jax.Array], *batch: jax.Array) -> jax.Array:
+    """Inside of jit: every device applies `function` to its own part of arrays, along axis 0.
 
     So no device waits for another, whatever the function's loops depend on. With no mesh set, or
     inside of a shard_map, the function is applied as it is. A batch that the devices cannot share
@@ -204,18 +204,18 @@ def by_device(function: Callable[[jax.Array], jax.Array], batch: jax.Array) -> j
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.manual_axes:
-        return function(batch)
+        return function(*batch)
     axes = tuple(axis for axis in BATCH_AXES if axis in mesh.axis_names)
     shards = math.prod(mesh.shape[axis] for axis in axes)
     split = PartitionSpec(axes)
-    if batch.shape[0] % shards:
+    if batch[0].shape[0] % shards:
         split = PartitionSpec()
         _say_once(
-            f"a batch of {batch.shape[0]} images cannot be shared by {shards} devices: each of "
-            "them clusters all"
+            f"a batch of {batch[0].shape[0]} cannot be shared by {shards} devices: each of them "
+            "works on all of it"
         )
     # check_vma off: loops' initial values are constants, which the check takes for replicated.
-    return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(batch)
+    return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*batch)
 
 
 @functools.cache

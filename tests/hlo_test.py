@@ -98,3 +98,24 @@ def test_collectives_of_a_tpu_program():
     }
     # Each round reads its slice and the loop's number; then the gradient is read, a part written.
     assert traffic.memory_bytes == 4 * (8 * 128 * 4 + 4) + 128 * 128 * 4 + 32 * 128 * 4
+
+
+# What XLA writes for a TPU where an array moves to the chip in parts beside other work, and where
+# memory is set aside.
+_PARTS = """
+HloModule jit_step, is_scheduled=true
+
+ENTRY %main (x: f32[8,128]) -> f32[4,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %start = ((f32[8,128]{1,0:T(8,128)}), f32[4,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[0:4], [0:128]}
+  %start_too = ((f32[8,128]{1,0:T(8,128)}), f32[4,128]{1,0:T(8,128)S(1)}, s32[]{:S(2)}) slice-start(%x), slice={[4:8], [0:128]}
+  %later = f32[64,128]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %done = f32[4,128]{1,0:T(8,128)S(1)} slice-done(%start)
+  %done_too = f32[4,128]{1,0:T(8,128)S(1)} slice-done(%start_too)
+  ROOT %sum = f32[4,128]{1,0:T(8,128)} add(%done, %done_too)
+}
+"""  # noqa: E501
+
+
+def test_an_array_that_moves_in_parts_is_read_once_and_one_without_values_is_not():
+    assert hlo.traffic(_PARTS).memory_bytes == 8 * 128 * 4 + 4 * 128 * 4

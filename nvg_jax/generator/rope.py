@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from einops import rearrange
 from jaxtyping import Array, Float
 
 from nvg_jax.errors import UserError
 
-Rotation = tuple[Float[Array, "B T 1 E"], Float[Array, "B T 1 E"]]
+Rotation = tuple[Float[Array, "B T 1 P"], Float[Array, "B T 1 P"]]
 
 ROPE_THETA = 10_000.0
 
@@ -64,15 +65,23 @@ def rope_angles(ids: Float[Array, "B T A"], head_width: int) -> Float[Array, "B 
 
 
 def rotation(angles: Float[Array, "B T P"]) -> Rotation:
-    """Cosine and signed sine for every dim of a head: made once, used by all blocks."""
-    sign = jnp.tile(jnp.array([-1.0, 1.0]), angles.shape[-1])
-    cos, sin = jnp.repeat(jnp.cos(angles), 2, axis=-1), jnp.repeat(jnp.sin(angles), 2, axis=-1)
-    return cos[:, :, None], sign * sin[:, :, None]
+    """Cosine and sine of every pair of a head: made once, used by all blocks."""
+    return jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+
+
+def by_halves(x: Float[Array, "... F"], head_width: int) -> Float[Array, "... F"]:
+    """Orders the features of each head anew: pairs' first members before all second ones."""
+    pairs = rearrange(x, "... (h pair two) -> ... h pair two", pair=head_width // 2, two=2)
+    return rearrange(pairs, "... h pair two -> ... (h two pair)")
 
 
 def rotate(x: Float[Array, "B T H E"], rotation: Rotation) -> Float[Array, "B T H E"]:
-    """Rotates interleaved pairs (2i, 2i + 1) of each head, in float32."""
+    """Rotates the pairs of each head, in float32.
+
+    They are ordered as `by_halves` does, which products of queries and keys do not depend on: on
+    accelerators neighbours would have to be moved through memory to be turned.
+    """
     cos, sin = rotation
-    even = jnp.arange(x.shape[-1]) % 2 == 0
-    partner = jnp.where(even, jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
-    return (x * cos + partner * sin).astype(x.dtype)
+    first, second = jnp.split(x, 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)

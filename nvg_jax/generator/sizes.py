@@ -91,9 +91,9 @@ class Sizes:
         return dataclasses.replace(self, num_classes=int(found[1])) if found else self
 
     def without_remat(self) -> Sizes:
-        """The same generator, of which nothing is computed twice."""
+        """The same generator, of which nothing is computed twice, nor in kernels that pad."""
         stacks = {
-            name: dataclasses.replace(getattr(self, name), remat="none")
+            name: dataclasses.replace(getattr(self, name), remat="none", attention="xla")
             for name in ("content", "structure")
         }
         return dataclasses.replace(self, **stacks)

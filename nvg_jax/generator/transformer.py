@@ -13,7 +13,8 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from nvg_jax.generator.rope import Rotation, rope_angles, rotate, rotation
+from nvg_jax.generator import splash
+from nvg_jax.generator.rope import Rotation, by_halves, rope_angles, rotate, rotation
 from nvg_jax.generator.sizes import StackSizes
 from nvg_jax.sharding import named, split_batch
 
@@ -21,7 +22,10 @@ from nvg_jax.sharding import named, split_batch
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
 }
 xavier = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(0.02)
@@ -100,6 +104,7 @@ def _head_by_head(
 # By the name that a config gives it.
 ATTENTION = {
     "xla": _head_by_head,
+    "splash": splash.attention,
     "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
 }
 
@@ -117,6 +122,7 @@ class _Fork(nn.Module):
     parts: tuple[int, ...]
     width: int
     dtype: Any
+    head_width: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T parts D"]]:
@@ -125,9 +131,11 @@ class _Fork(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         ends = np.cumsum(self.parts)[:-1]
+        kernels, biases = jnp.split(kernel, ends, 1), jnp.split(bias, ends)
+        kernels[0], biases[0] = (by_halves(x, self.head_width) for x in (kernels[0], biases[0]))
         return [
             _token_dot_general(x, part, (((2,), (0,)), ((), ()))) + of_part
-            for part, of_part in zip(jnp.split(kernel, ends, 1), jnp.split(bias, ends), strict=True)
+            for part, of_part in zip(kernels, biases, strict=True)
         ]
 
 
@@ -152,6 +160,17 @@ class _Join(nn.Module):
         return sum(products, start=bias)
 
 
+class _HeadNorm(nn.Module):
+    """RMSNorm over each head's features, ordered as `by_halves` does; the scale's are not."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H E"]) -> Float[Array, "B T H E"]:
+        scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
+        x = x.astype(jnp.float32)
+        norm = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + 1e-6)
+        return x * norm * by_halves(scale, x.shape[-1])
+
+
 class Block(nn.Module):
     """Attention and MLP in parallel, shifted, scaled and gated by one vector per sample."""
 
@@ -170,10 +189,13 @@ class Block(nn.Module):
         modulation = dense(3 * width, dtype, "modulation", ("embed", "hidden"))
         shift, scale, gate = jnp.split(modulation(nn.silu(vector))[:, None], 3, axis=-1)
         h = (1 + scale) * _layer_norm(x, dtype) + shift
-        qkv, mlp = _Fork((3, 4), width, dtype, name="linear1")(h)
-        q, k, v = rearrange(qkv, "b t part (h e) -> part b t h e", h=self.sizes.num_heads)
-        q = rotate(nn.RMSNorm(epsilon=1e-6, name="query_norm")(q), rope).astype(dtype)
-        k = rotate(nn.RMSNorm(epsilon=1e-6, name="key_norm")(k), rope).astype(dtype)
+        head_width = width // self.sizes.num_heads
+        fork = _Fork((2, 1, 4), width, dtype, head_width, name="linear1")
+        qk, v, mlp = fork(h)
+        heads = functools.partial(rearrange, pattern="b t part (h e) -> part b t h e", e=head_width)
+        (q, k), (v,) = heads(qk), heads(v)
+        q = rotate(_HeadNorm(name="query_norm")(q), rope).astype(dtype)
+        k = rotate(_HeadNorm(name="key_norm")(k), rope).astype(dtype)
         attended = rearrange(ATTENTION[self.sizes.attention](q, k, v), "b t h e -> b t 1 (h e)")
         join = _Join((1, 4), width, dtype, name="linear2")
         update = join(attended, nn.gelu(mlp, approximate=True))

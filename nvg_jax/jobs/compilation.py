@@ -1,9 +1,8 @@
-"""The job `compile`: a training step compiled ahead of time, for devices that need not be there."""
+"""The job `compile`: training steps and sampling compiled for devices that need not be there."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import logging
 import math
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import files, hardware, hlo, sharding
+from nvg_jax import files, hardware, hlo, sharding, units
 from nvg_jax.ahead_of_time import Compiled, compile_step, largest_that_fits, topology_devices
 from nvg_jax.data import pipeline
 from nvg_jax.frozen import weights
@@ -23,6 +22,7 @@ from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.hardware import Chip
+from nvg_jax.jobs.compiled_sampling import SamplingReport, sampling_report, sampling_table
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.training import checked_schedule
 from nvg_jax.tokenizer.model import build_tokenizer
@@ -69,12 +69,12 @@ class Report:
 
 
 @job
-def compile(config: ConfigDict, workdir: str) -> list[Report]:
-    """Reports what a training step takes on the devices of `config.compile.topology`.
+def compile(config: ConfigDict, workdir: str) -> list[Report | SamplingReport]:
+    """Reports what training steps and sampling take on the devices of `config.compile.topology`.
 
-    Compiles the step that `train` would run, for each of `config.compile.tasks`, for a topology as
-    'v5e:16x16' (which needs libtpu, but no TPU) or for the devices of this machine, 'local'. Prints
-    a table and writes `compile.json`.
+    Compiles the step that `train` would run, or what `sample` would run on one of the devices, for
+    each of `config.compile.tasks`, for a topology as 'v5e:16x16' (which needs libtpu, but no TPU)
+    or for the devices of this machine, 'local'. Prints a table and writes `compile.json`.
 
     Raises:
       UserError: an unknown topology, no libtpu, or sizes that do not go together.
@@ -86,8 +86,12 @@ def compile(config: ConfigDict, workdir: str) -> list[Report]:
     mesh = sharding.create_mesh(config.mesh, devices)
     reports = []
     for name in config.compile.tasks:
-        reports.append(_report(config, name, mesh))
-        print(table(reports[-1]), flush=True)
+        if name == "sample":
+            reports.append(sampling_report(config, mesh.devices.flat[0]))
+            print(sampling_table(reports[-1]), flush=True)
+        else:
+            reports.append(_report(config, name, mesh))
+            print(table(reports[-1]), flush=True)
     if jax.process_index() == 0:
         path = f"{workdir}/compile.json"
         found = [dataclasses.asdict(each) for each in reports]
@@ -222,55 +226,35 @@ def table(report: Report) -> str:
     mesh = ", ".join(f"{axis} {size}" for axis, size in report.mesh.items())
     limit = ""
     if report.limit:
-        limit = f" of {_memory(report.limit)}: {'fits' if report.fits else 'DOES NOT FIT'}"
+        limit = f" of {units.memory(report.limit)}: {'fits' if report.fits else 'DOES NOT FIT'}"
     rows = [
         ("devices", f"{report.device} ({report.topology})"),
         ("mesh", mesh),
         ("batch", f"{report.batch_size:,}: {images} image(s) a device at once, {parts} part(s)"),
-        ("memory of a device", _memory(report.memory) + limit),
-        ("  parameters, optimizer, average", _memory(report.state)),
+        ("memory of a device", units.memory(report.memory) + limit),
+        ("  parameters, optimizer, average", units.memory(report.state)),
     ]
     if report.largest_batch_size is not None:
         largest = f"{report.largest_batch_size:,}, {report.largest_batch_size // shards} a device"
         rows.append(("largest batch at once", largest))
-    needed, executed = _flops(report.needed_flops), _flops(report.executed_flops)
+    needed, executed = units.flops(report.needed_flops), units.flops(report.executed_flops)
     flops_row = f"{needed} a step, {executed} with what is recomputed"
     rows.append(("floating-point operations", flops_row))
     if report.traffic:
-        rows.append(("memory traffic of a device", _traffic(report.traffic.memory_bytes)))
+        rows.append(("memory traffic of a device", units.traffic(report.traffic.memory_bytes)))
         for kind, each in report.traffic.collectives.items():
-            rows.append((kind, f"{each.count:.0f} times, {_traffic(each.bytes)} received"))
+            rows.append((kind, f"{each.count:.0f} times, {units.traffic(each.bytes)} received"))
     if report.seconds:
-        shown = (f"{name} {_time(value)}" for name, value in report.seconds.items())
+        shown = (f"{name} {units.time(value)}" for name, value in report.seconds.items())
         step = report.step_seconds
         peak = report.executed_flops / report.seconds["compute"]
         rows += [
             ("at published peaks", ", ".join(shown)),
-            ("a step", f"at least {_time(step)}, {report.batch_size / step:,.0f} images/s"),
+            ("a step", f"at least {units.time(step)}, {report.batch_size / step:,.0f} images/s"),
             ("utilisation", f"at most {report.needed_flops / step / peak:.0%}"),
         ]
         if report.num_steps:
-            whole = _time(report.num_steps * step)
+            whole = units.time(report.num_steps * step)
             rows.append(("training", f"{report.num_steps:,} steps, at least {whole}"))
     width = max(len(name) for name, _ in rows)
     return "\n".join([report.task, *(f"  {name:<{width}}  {value}" for name, value in rows)])
-
-
-def _in_units(value: int | float, units: dict[str, int | float]) -> str:
-    """A value in the largest of the units, from small to large, of which it is one or more."""
-    fitting = [unit for unit, size in units.items() if value >= size] or list(units)[:1]
-    value /= units[fitting[-1]]
-    return f"{value:,.0f} {fitting[-1]}" if value >= 100 else f"{value:.3g} {fitting[-1]}"
-
-
-_memory = functools.partial(
-    _in_units, units={"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-)
-_traffic = functools.partial(_in_units, units={"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9})
-_flops = functools.partial(
-    _in_units, units={"FLOP": 1, "kFLOP": 1e3, "MFLOP": 1e6, "GFLOP": 1e9, "TFLOP": 1e12}
-)
-_time = functools.partial(
-    _in_units,
-    units={"us": 1e-6, "ms": 1e-3, "s": 1, "minutes": 60, "hours": 3600, "days": 86_400},
-)

@@ -11,8 +11,8 @@ def count(program: core.ClosedJaxpr) -> float:
     """Operations of the matrix products and convolutions of a traced program, which does not run.
 
     Counted on the traced program: XLA's own count takes the body of a loop once, so that a stack of
-    blocks would count as one block. A scan counts as often as it runs; a `while` loop once, as its
-    rounds depend on the data; of a `cond` the most expensive branch counts.
+    blocks would count as one block. A scan or a kernel counts as often as it runs; a `while` loop
+    once, as its rounds depend on the data; of a `cond` the most expensive branch counts.
     """
     return _count(program.jaxpr)
 
@@ -34,4 +34,8 @@ def _count_equation(equation: core.JaxprEqn) -> float:
     inner = [_count(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
     if name == "cond":
         return max(inner)
+    if name == "shard_map":  # Its shapes are those of one device.
+        return sum(inner) * params["mesh"].size
+    if name == "pallas_call":
+        return sum(inner) * math.prod(params["grid_mapping"].grid)
     return sum(inner, 0.0) * (params["length"] if name == "scan" else 1)

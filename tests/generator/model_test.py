@@ -55,7 +55,7 @@ def test_generator_is_built_over_the_tokenizers_positions_and_codes(config):
         ("generator.model.structure_heads", 24, "a head of width 16 has no room .* 8 structure"),
         ("generator.model.dtype", "float31", "model.dtype='float31': .* 'float32' or 'bfloat16'"),
         ("generator.model.remat", "some", "model.remat='some': .*'full'"),
-        ("generator.model.attention", "sdpa", "model.attention='sdpa': .* 'xla' or 'cudnn'"),
+        ("generator.model.attention", "sdpa", "model.attention='sdpa': .* 'xla', 'splash' or"),
         ("generator.model.structure", "gan", "model.structure='gan': it has to be 'flow'"),
     ],
 )

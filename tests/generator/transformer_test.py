@@ -7,7 +7,7 @@ from nvg_jax import granularity, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.generator import rope
 from nvg_jax.generator.sizes import StackSizes
-from nvg_jax.generator.transformer import Block, Stack
+from nvg_jax.generator.transformer import ATTENTION, Block, Stack
 
 BATCH, TOKENS, WIDTH, HEADS, BITS = 2, 5, 64, 2, 4
 
@@ -65,11 +65,16 @@ def test_rotation_makes_attention_depend_on_differences_of_ids_alone():
         assert jnp.abs(scores(ids.at[0, 0, axis].add(1)) - expected).max() > 1e-2
 
 
-def test_rotation_turns_interleaved_pairs():
+def test_rotation_turns_pairs_of_neighbours():
     angles = rope.rotation(jnp.array([0.5, 1.0])[None, None])
-    rotated = rope.rotate(jnp.array([1.0, 0.0, 0.0, 2.0])[None, None, None], angles)
+    pairs = rope.by_halves(jnp.array([1.0, 0.0, 0.0, 2.0]), 4)
+    rotated = rope.rotate(pairs[None, None, None], angles)
     expected = [np.cos(0.5), np.sin(0.5), -2 * np.sin(1), 2 * np.cos(1)]
-    np.testing.assert_allclose(rotated[0, 0, 0], expected, rtol=1e-6)
+    np.testing.assert_allclose(rotated[0, 0, 0], rope.by_halves(jnp.array(expected), 4), rtol=1e-6)
+
+
+def test_heads_are_ordered_by_halves_each_by_itself():
+    np.testing.assert_array_equal(rope.by_halves(jnp.arange(8.0), 4), [0, 2, 1, 3, 4, 6, 5, 7])
 
 
 def _sizes(depth, drop_path=0.0, remat="none"):
@@ -130,14 +135,33 @@ def _loss_gradient(module, variables, inputs):
     return jax.value_and_grad(loss)(variables)
 
 
+@pytest.mark.parametrize("tokens, head_width", [(5, 32), (257, 64), (1025, 8)])
+def test_splash_attention_is_attention(tokens, head_width):
+    """Values and gradients, in blocks that the tokens do not fill."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    *qkv, weights = (jax.random.normal(key, (2, tokens, 2, head_width)) for key in keys)
+
+    def run(attention):
+        def loss(q, k, v):
+            return jnp.sum(ATTENTION[attention](q, k, v) * weights)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*qkv)
+
+    for fused, plain in zip(
+        jax.tree.leaves(run("splash")), jax.tree.leaves(run("xla")), strict=True
+    ):
+        np.testing.assert_allclose(fused, plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["xla", "splash"])
 @pytest.mark.parametrize("policy", ["full", "dots"])
-def test_remat_changes_neither_numbers_nor_gradients(inputs, variables, policy):
-    def run(remat):
-        module = _stack(3, drop_path=0.5, remat=remat)
+def test_remat_changes_neither_numbers_nor_gradients(inputs, variables, policy, attention):
+    def run(remat, attention="xla"):
+        module = Stack(StackSizes(3, WIDTH, HEADS, 0.5, remat, attention))
         return jax.jit(lambda variables: _loss_gradient(module, variables, inputs))(variables)
 
     for plain, remat in zip(
-        jax.tree.leaves(run("none")), jax.tree.leaves(run(policy)), strict=True
+        jax.tree.leaves(run("none")), jax.tree.leaves(run(policy, attention)), strict=True
     ):
         np.testing.assert_allclose(remat, plain, rtol=1e-4, atol=1e-4 * np.abs(plain).max())
 

@@ -1,4 +1,4 @@
-"""Training steps compiled ahead of time, for devices that are here and for TPUs that are not."""
+"""Training and sampling compiled ahead of time, for devices here and TPUs that are not here."""
 
 import json
 import math
@@ -8,12 +8,18 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from nvg_jax import hardware, jobs, sharding
 from nvg_jax.errors import UserError
+from nvg_jax.generator.model import build_generator
+from nvg_jax.generator.sampler import Settings, sample
 from nvg_jax.jobs import compilation
+from nvg_jax.jobs.compiled_sampling import Part, Run, SamplingReport, sampling_table
+from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.training import flops
 
 
 def test_a_step_for_the_devices_of_this_machine(tiny_config, tmp_path, capsys):
@@ -73,29 +79,82 @@ def test_the_table_says_what_does_not_fit_and_what_bounds_the_step():
         assert expected in text, expected
 
 
-@pytest.mark.parametrize(
-    ("show", "value", "expected"),
-    [
-        (compilation._memory, 0, "0 B"),
-        (compilation._memory, 1023, "1,023 B"),
-        (compilation._memory, 5.5 * 2**20, "5.5 MiB"),
-        (compilation._traffic, 419.7e9, "420 GB"),
-        (compilation._flops, 4.21e6, "4.21 MFLOP"),
-        (compilation._flops, 10_908e12, "10,908 TFLOP"),
-        (compilation._time, 2.5e-7, "0.25 us"),
-        (compilation._time, 0.0382, "38.2 ms"),
-        (compilation._time, 3.459 * 86_400, "3.46 days"),
-    ],
-)
-def test_numbers_have_units_that_fit(show, value, expected):
-    assert show(value) == expected
+def _sampling(config, workdir, flow_steps, batch_size):
+    config.compile.topology, config.compile.tasks = "local", ("sample",)
+    config.sampling.batch_size, config.sampling.flow_steps = batch_size, flow_steps
+    (report,) = jobs.compile(config, str(workdir))
+    return report
+
+
+def test_parts_of_sampling_are_what_sampling_takes(tiny_config, tmp_path):
+    """By the arithmetic of the whole, traced as one program."""
+    report = _sampling(tiny_config, tmp_path, flow_steps=2, batch_size=4)
+    tokenizer, generator = build_tokenizer(tiny_config), build_generator(tiny_config)
+    settings = Settings.from_config(tiny_config.sampling)
+    variables = [
+        sharding.unnamed(jax.eval_shape(model.init_variables, jax.random.key(0)))
+        for model in (tokenizer, generator)
+    ]
+
+    def images(variables):
+        class_id, keys = jnp.zeros(4, jnp.int32), jax.random.split(jax.random.key(0), 4)
+        sequence = sample(tokenizer, generator, settings, *variables, class_id, keys)
+        return inference.images_of(tokenizer, variables[0], sequence)
+
+    one, four = report.runs
+    assert (one.batch_size, four.batch_size) == (1, 4) and one.fits and four.fits
+    whole = flops.count(jax.make_jaxpr(images)(variables))
+    assert sum(part.flops for part in four.parts.values()) == whole
+    assert report.weights == sum(4 * leaf.size for leaf in jax.tree.leaves(variables))
+    assert report.weights < one.memory < four.memory
+    assert four.seconds is None  # Nobody publishes what this machine can do.
+
+
+def test_twice_the_flow_steps_are_twice_the_structure(tiny_config, tmp_path, capsys):
+    reports = [_sampling(tiny_config, tmp_path, steps, batch_size=1) for steps in (2, 4, 8)]
+    two, four, eight = (report.runs[-1].parts for report in reports)
+    assert four["structure"].flops == 2 * two["structure"].flops
+    assert eight["structure"].flops == 2 * four["structure"].flops
+    # Memory is also needed around the loop.
+    moved = [parts["structure"].memory_bytes for parts in (two, four, eight)]
+    assert moved[2] - moved[1] == 2 * (moved[1] - moved[0]) > 0
+    for name in ("content", "decoder"):
+        assert two[name] == four[name] == eight[name]
+    assert "8 for each structure map" in capsys.readouterr().out
+
+
+def test_the_table_of_sampling_says_what_bounds_it_and_what_does_not_fit():
+    parts = {
+        "content": Part(2e12, 5e9, 0.05),
+        "structure": Part(40e12, 9e9, 0.4),
+        "decoder": Part(1e12, 1e9, 0.05),
+    }
+    report = SamplingReport(
+        task="sample",
+        topology="v5e:2x2",
+        device="TPU v5 lite",
+        flow_steps=25,
+        weights=2**30,
+        limit=16 * 2**30,
+        runs=[Run(8, 17 * 2**30, False, {}), Run(4, 3 * 2**30, True, parts)],
+    )
+    text = sampling_table(report)
+    for expected in (
+        "one TPU v5 lite (v5e:2x2)",
+        "25 for each structure map",
+        "memory 17 GiB of 16 GiB: DOES NOT FIT",
+        "memory 3 GiB of 16 GiB: fits",
+        "at least 500 ms, 8 images/s",
+        "at least 400 ms, 40 TFLOP, 9 GB of traffic",
+    ):
+        assert expected in text, expected
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"topology": "v5e:17x3"}, "config.compile.topology='v5e:17x3'"),
-        ({"topology": "local", "tasks": ("both",)}, "'both',.: it has to be 'tokenizer' or"),
+        ({"topology": "local", "tasks": ("both",)}, "'both',.: it has to be 'tokenizer', 'gen"),
     ],
 )
 def test_mistakes_are_one_clear_line(tiny_config, tmp_path, changes, message):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
+from nvg_jax.generator import splash
 from nvg_jax.training import flops
 
 
@@ -53,3 +54,10 @@ def test_of_branches_the_most_expensive_counts():
         return lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
 
     assert flops.count(jax.make_jaxpr(either)(jnp.ones((4, 4)))) == 2 * 2 * 4**3
+
+
+def test_a_kernel_counts_as_often_as_it_runs():
+    """Attention, whose kernel makes two products for each image and head."""
+    q = jnp.ones((3, 256, 2, 64))
+    counted = flops.count(jax.make_jaxpr(splash.attention)(q, q, q))
+    assert counted == 3 * 2 * 2 * 2 * 256 * 256 * 64
