@@ -4,7 +4,7 @@ from configs import base
 
 
 def get_config():
-    config = base.get_config(depth=6, epochs=40, decay_start=0.5, decay_to=0.05)
+    config = base.get_config(depth=3, epochs=2, decay_start=0.5, decay_to=0.05)
 
     data = config.data
     data.dataset = "fashion_mnist"
@@ -23,7 +23,7 @@ def get_config():
     tokenizer.model.vocab_size = 512
     training = tokenizer.training
     training.batch_size = 64
-    training.epochs = 4.0
+    training.epochs = 2.0
     training.codebook_warmup_epochs = 0.5
     training.learning_rate = 1e-3
     training.warmup_steps = 100
@@ -36,22 +36,22 @@ def get_config():
     training.checkpoint_every = 500
 
     model = config.generator.model
-    model.content_width = 192
-    model.content_heads = 3
-    model.structure_width = 192
-    model.structure_heads = 3
+    model.content_width = 64
+    model.content_heads = 2
+    model.structure_width = 64
+    model.structure_heads = 2
     model.drop_path = 0.0
     model.remat = "none"  # There is memory enough.
     model.dtype = "float32"
     training = config.generator.training
-    training.batch_size = 128
-    training.learning_rate = 1e-3
-    training.warmup_steps = 500
-    training.ema_decay = 0.999
+    training.batch_size = 32  # Small, for many steps in little time.
+    training.learning_rate = 2e-3
+    training.warmup_steps = 100
+    training.ema_decay = 0.995
     training.repa.weight = 0.0
     training.log_every = 100
-    training.image_every = 2_000
-    training.checkpoint_every = 500
+    training.image_every = 1_000
+    training.checkpoint_every = 250
 
     sampling = config.sampling
     sampling.num_samples = 100
