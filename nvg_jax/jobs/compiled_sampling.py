@@ -194,7 +194,6 @@ class _Programs:
                 ),
             )
             for call in traced.eqns
-            if "jaxpr" in call.params  # Between them there is no more than a slice.
         )
 
     @functools.cache  # noqa: B019  The programs live as long as one report of them.
@@ -215,7 +214,7 @@ def sampling_table(report: SamplingReport) -> str:
     """A report for the terminal."""
     rows = [
         ("device", f"one {report.device} ({report.topology})"),
-        ("flow steps", f"{report.flow_steps} for each structure map"),
+        ("flow steps", f"{report.flow_steps} in each run of the structure generator"),
         ("weights", units.memory(report.weights)),
     ]
     for run in report.runs:

@@ -120,7 +120,7 @@ def test_twice_the_flow_steps_are_twice_the_structure(tiny_config, tmp_path, cap
     assert moved[2] - moved[1] == 2 * (moved[1] - moved[0]) > 0
     for name in ("content", "decoder"):
         assert two[name] == four[name] == eight[name]
-    assert "8 for each structure map" in capsys.readouterr().out
+    assert "8 in each run" in capsys.readouterr().out
 
 
 def test_the_table_of_sampling_says_what_bounds_it_and_what_does_not_fit():
@@ -141,7 +141,7 @@ def test_the_table_of_sampling_says_what_bounds_it_and_what_does_not_fit():
     text = sampling_table(report)
     for expected in (
         "one TPU v5 lite (v5e:2x2)",
-        "25 for each structure map",
+        "25 in each run",
         "memory 17 GiB of 16 GiB: DOES NOT FIT",
         "memory 3 GiB of 16 GiB: fits",
         "at least 500 ms, 8 images/s",
