@@ -37,7 +37,7 @@ def test_generator_is_built_over_the_tokenizers_positions_and_codes(config):
     assert tokenizer.last_stage == sizes.last_stage == 6
     assert tokenizer.vocab_size == sizes.vocab_size == 512
     assert (sizes.content.depth, sizes.num_classes) == (12, 7)
-    assert sizes.structure.dtype == "bfloat16" and sizes.content.remat == "full"
+    assert sizes.structure.dtype == "bfloat16" and sizes.content.remat == "dots"
     assert sizes.content.drop_path == pytest.approx(0.05)
     assert sizes.without_remat().structure.remat == "none"
 
