@@ -69,7 +69,7 @@ def sweep(
     Returns the rows of all that were asked for. UserError: a value that sampling does not allow, or
     a file of something else.
     """
-    settings = {}
+    settings, config = {}, config.copy_and_resolve_references()
     for steps, name in itertools.product(numbers("flow_steps", flow_steps), structure_stages):
         config.sampling.flow_steps, config.sampling.structure_stages = steps, stages(name)
         check(config)

@@ -53,8 +53,8 @@ class StructureGap(Metric):
         last_stage = granularity.last_stage(structure.shape[1])
         stages = tuple(self.settings.stages) or (0, *range(2, last_stage + 1))
         own, results = copy.copy(resources), {"structure_gap_stages": list(stages)}
-        for count in track(stages, "structure gap", unit="number of given stage"):
-            given = given_structure(structure, count) if count else None
+        for count in track(stages, "structure gap", unit="run"):
+            given = given_structure(structure, count)
             images = resources.generate(class_ids, "structure gap", given, quiet=True)
             own.samples = Samples(images, class_ids)
             for name, value in metric.of_samples(self.settings.metrics, own).items():
