@@ -26,7 +26,8 @@ def panels(
     for axes, (ylabel, lines) in zip(grid, values.items(), strict=False):
         for label, line in lines.items():
             axes.plot(x, line, marker="o", label=label)
-        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None), xticks=x)
+        top = 1.1 * max(map(max, lines.values())) or 1.0
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, top), xticks=x)
         if len(lines) > 1:
             axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)

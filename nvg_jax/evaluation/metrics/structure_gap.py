@@ -64,6 +64,6 @@ class StructureGap(Metric):
             for name, values in results.items()
             if name != "structure_gap_stages"
         }
-        picture = plot.panels("first stages whose real structure is given", stages, panels)
+        picture = plot.panels("first stages given", stages, panels)
         resources.save_picture("structure_gap.png", picture)
         return results | {"structure_gap_num_samples": self.settings.num_samples}
