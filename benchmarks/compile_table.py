@@ -14,6 +14,7 @@ from typing import Any
 from absl import flags
 from etils import epath
 
+from benchmarks import markdown
 from nvg_jax import cli, units
 from nvg_jax.errors import UserError
 
@@ -56,11 +57,6 @@ def _memory(needed: int, limit: int | None) -> str:
     return units.memory(needed) + (f" of {units.memory(limit)}" if limit else "")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def tables(workdirs: list[str]) -> None:
     """Prints one table of training steps and one of sampling, for those that there are."""
     if not workdirs:
@@ -77,9 +73,9 @@ def tables(workdirs: list[str]) -> None:
             else:
                 training.append(training_row(path.parent.name, report))
     if training:
-        print(_table(_TRAINING, training))
+        print(markdown.table(_TRAINING, training))
     if sampling:
-        print(_table(_SAMPLING, sampling))
+        print(markdown.table(_SAMPLING, sampling))
 
 
 if __name__ == "__main__":

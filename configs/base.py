@@ -187,6 +187,10 @@ def get_config(
     variation.distance = "lpips"  # Or 'features'.
     variation.num_references = 32
     variation.num_samples = 4  # Of each reference.
+    evaluation.structure_gap = structure_gap = ml_collections.ConfigDict()
+    structure_gap.metrics = ("fid", "precision_recall")  # Of samples.
+    structure_gap.num_samples = 2_000  # For each number of given stages.
+    structure_gap.stages = ()  # How many first stages are given; empty: 0, 2, ..., K.
     evaluation.guided = guided = ml_collections.ConfigDict()
     guided.stages = 4  # First stages that a mask gives.
     guided.num_samples = 192

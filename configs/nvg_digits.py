@@ -76,4 +76,11 @@ def get_config():
     )
     evaluation.num_samples = 500
     evaluation.variation.distance = "features"
+    evaluation.structure_gap.metrics = (
+        "fid",
+        "precision_recall",
+        "classifier_agreement",
+        "class_agreement",
+        "diversity",
+    )
     return config

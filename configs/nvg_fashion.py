@@ -79,4 +79,11 @@ def get_config():
     evaluation.classifier.epochs = 6.0
     evaluation.classifier.batch_size = 128
     evaluation.variation.distance = "features"
+    evaluation.structure_gap.metrics = (
+        "fid",
+        "precision_recall",
+        "classifier_agreement",
+        "class_agreement",
+        "diversity",
+    )
     return config

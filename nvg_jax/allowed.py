@@ -25,6 +25,9 @@ _BelowOne = Annotated[float, Field(ge=0, lt=1)]
 _Axis = Annotated[int, Field(ge=-1, le=_LARGEST)]
 _PAIR = Field(min_length=2, max_length=2)
 _Ramp = Annotated[tuple[_Number, ...], _PAIR]
+# Metrics of samples and of nothing else.
+_OF_SAMPLES = ("fid", "sfid", "inception_score", "precision_recall")
+_OF_SAMPLES += ("classifier_agreement", "class_agreement", "diversity")
 
 # By the ends of names, of which the longest counts. A value without an entry may be what its type
 # allows: a number from 0 on, any text, a tuple of texts.
@@ -83,6 +86,8 @@ TABLE: dict[str, Any] = {
     "variation.num_references": _Count,
     "variation.num_samples": Annotated[int, Field(ge=2, le=_LARGEST)],
     "guided.stages": _Count,
+    "structure_gap.metrics": Annotated[tuple[Literal[_OF_SAMPLES], ...], Field(min_length=1)],
+    "structure_gap.stages": tuple[_Whole, ...],
     "export.format": Literal["orbax", "safetensors"],
     "export.dtype": Literal["float32", "bfloat16", "float16"],
     "compile.tasks": tuple[Literal["tokenizer", "generator", "sample"], ...],

@@ -274,6 +274,7 @@ def tiny_config(digits_dir) -> ConfigDict:
     evaluation.classifier.epochs = 2.0
     evaluation.variation.num_references = 3
     evaluation.variation.num_samples = 2
+    evaluation.structure_gap.num_samples = 40
     config.control.num_samples = 2
     return config
 

@@ -7,7 +7,7 @@ import functools
 import importlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -16,11 +16,12 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
+from sklearn.svm import SVC
 
 from nvg_jax import pixels, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import reference, streams
+from nvg_jax.evaluation import judge, reference, streams
 from nvg_jax.evaluation.archive import Samples
 from nvg_jax.evaluation.streams import Seen
 from nvg_jax.frozen.weights import Frozen
@@ -46,6 +47,7 @@ METRICS = {
     "diversity": "diversity.Diversity",
     "guided_iou": "guided_iou.GuidedIoU",
     "variation": "variation.Variation",
+    "structure_gap": "structure_gap.StructureGap",
 }
 
 
@@ -148,10 +150,35 @@ class Resources:
             parts.append((pixels.to_uint8(images), labels))
         return streams.concatenate(parts)
 
+    @functools.cached_property
+    def judge(self) -> SVC:
+        """The judge that has learned the classes of the training split."""
+        return judge.fit(*self.training_images)
+
     def save_picture(self, name: str, picture: visualize.Picture) -> None:
         """Writes `evaluation/<name>`, by one process."""
         if jax.process_index() == 0:
             visualize.save_png(epath.Path(self.workdir) / "evaluation" / name, picture)
+
+
+def kinds(names: Collection[str], num_samples: int) -> dict[str, type[Metric]]:
+    """The metrics of these names, in the table's order; without samples, of no generator.
+
+    UserError for one that needs more samples.
+    """
+    found = {}
+    for name in (name for name in METRICS if name in names):
+        module, kind = METRICS[name].split(".")
+        kind = getattr(importlib.import_module(f"nvg_jax.evaluation.metrics.{module}"), kind)
+        if not num_samples and (kind.least_samples or "generator" in kind.needs):
+            continue
+        if num_samples < kind.least_samples:
+            raise UserError(
+                f"{name} needs at least {kind.least_samples} samples and there are {num_samples}: "
+                "use more, or take it out of the metrics"
+            )
+        found[name] = kind
+    return found
 
 
 def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
@@ -160,20 +187,11 @@ def choose(config: ConfigDict, samples: Samples | None) -> list[Metric]:
     Without samples, in a file or to be made, those of the generator are left out. UserError for
     one that lacks samples, their classes, masks, or something of its own.
     """
-    wanted, settings = set(config.evaluation.metrics), config.evaluation
+    settings = config.evaluation
     count = len(samples.images) if samples else settings.num_samples
     num_classes = config.data.num_classes
     chosen = []
-    for name in (name for name in METRICS if name in wanted):
-        module, kind = METRICS[name].split(".")
-        kind = getattr(importlib.import_module(f"nvg_jax.evaluation.metrics.{module}"), kind)
-        if not count and (kind.least_samples or "generator" in kind.needs):
-            continue
-        if count < kind.least_samples:
-            raise UserError(
-                f"{name} needs at least {kind.least_samples} samples and there are {count}: use "
-                "more, or take it out of config.evaluation.metrics"
-            )
+    for name, kind in kinds(settings.metrics, count).items():
         if "classes" in kind.needs and samples and samples.class_ids is None:
             raise UserError(f"{settings.samples} has no classes (arr_1), which {name} needs")
         if "classes" in kind.needs and samples and samples.class_ids.max() >= num_classes:
@@ -205,6 +223,19 @@ def measure(metrics: list[Metric], resources: Resources) -> list[dict[str, Any]]
     if jax.process_index() == 0 and (warning := of_few_images(metrics, found)):
         log.warning(warning)
     return found
+
+
+def of_samples(names: Collection[str], resources: Resources) -> dict[str, Any]:
+    """What metrics of these names find in the samples of the resources, and in nothing else."""
+    samples, config = resources.samples, resources.config
+    metrics = [
+        kind(config, len(samples.images)) for kind in kinds(names, len(samples.images)).values()
+    ]
+    looking = [metric for metric in metrics if metric.streams]
+    batches = streams.of_images(*samples, resources.mesh, config.evaluation.batch_size)
+    seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
+    streams.measure(looking, "samples", batches, *seeing)
+    return {name: x for metric in metrics for name, x in metric.result(resources).items()}
 
 
 def of_few_images(metrics: list[Metric], found: list[dict[str, Any]]) -> str:

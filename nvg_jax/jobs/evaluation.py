@@ -44,29 +44,16 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     new_samples = not path and any(m.least_samples for m in metrics)
     generates = new_samples or "generator" in needs
     class_ids = requested_classes(config, settings.num_samples) if generates else None
-    mesh = sharding.create_mesh(config.mesh)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(sharding.create_mesh(config.mesh)):
         model = load_model(config, workdir, with_generator=generates)
-        networks = _networks(config, workdir, mesh, needs)
-        make = functools.partial(_generate, config, model)
+        resources = resources_of(config, workdir, model, needs, given_reference)
         if new_samples:
-            samples = Samples(make(class_ids, "evaluation samples"), class_ids)
+            samples = Samples(resources.generate(class_ids, "evaluation samples"), class_ids)
             if jax.process_index() == 0:
                 path = files.free_name(f"{workdir}/evaluation/samples.npz")
                 save_samples(path, samples)
                 log.info("wrote the samples that are measured: %s", path)
-        resources = metric.Resources(
-            config,
-            workdir,
-            mesh,
-            model.tokenizer,
-            model.tokenizer_variables,
-            needs,
-            networks,
-            make,
-            given_reference,
-            samples,
-        )
+        resources.samples = samples
         found = metric.measure(metrics, resources)
     results, measured = {}, {}
     for each, numbers in zip(metrics, found, strict=True):
@@ -78,6 +65,27 @@ def evaluate(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if jax.process_index() == 0:
         _write(epath.Path(workdir) / "evaluation.json", results, measured)
     return results | {"measured": measured}
+
+
+def resources_of(
+    config: ConfigDict,
+    workdir: str,
+    model: Model,
+    needs: frozenset[str],
+    given_reference: reference.Reference | None = None,
+) -> metric.Resources:
+    """What metrics with these needs may ask for, of a model on its devices; no samples yet."""
+    return metric.Resources(
+        config,
+        workdir,
+        model.mesh,
+        model.tokenizer,
+        model.tokenizer_variables,
+        needs,
+        _networks(config, workdir, model.mesh, needs),
+        functools.partial(_generate, config, model),
+        given_reference,
+    )
 
 
 def _measured_on(

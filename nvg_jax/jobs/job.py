@@ -62,8 +62,12 @@ def check(config: ConfigDict) -> None:
         pretrained.folder(config.pretrained)
     sizes = build_generator(config).sizes  # Which go together with those of the tokenizer.
     with_structure = Annotated[int, Field(ge=0, lt=max(sizes.last_stage - 1, 1))]
-    bounds = {"structure_stages": tuple[with_structure, ...]}
-    allowed.check(config.sampling, "config.sampling", bounds)
+    given = Annotated[int, Field(ge=0, le=sizes.last_stage + 1)]
+    bounds = {
+        "sampling.structure_stages": tuple[with_structure, ...],
+        "structure_gap.stages": tuple[given, ...],
+    }
+    allowed.check(config, "config", bounds)
 
 
 def class_bounds(num_classes: int) -> dict[str, Any]:

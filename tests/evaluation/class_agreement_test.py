@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation.metrics import class_agreement
+from nvg_jax.evaluation.judge import class_agreement, fit
 from nvg_jax.evaluation.metrics.diversity import diversity
 
 seeds = st.integers(0, 2**32 - 1)
@@ -23,7 +23,7 @@ def digits():
 @pytest.fixture(scope="module")
 def judge(digits):
     images, labels = digits
-    return class_agreement.fit(images[:1000], labels[:1000])
+    return fit(images[:1000], labels[:1000])
 
 
 def random_images(rng, count, size=4):
@@ -32,7 +32,7 @@ def random_images(rng, count, size=4):
 
 def test_unseen_digits_are_recognised(judge, digits):
     images, labels = digits
-    assert class_agreement.class_agreement(judge, images[1000:], labels[1000:]) > 0.94
+    assert class_agreement(judge, images[1000:], labels[1000:]) > 0.94
 
 
 def test_agreement_is_the_share_of_matching_classes():
@@ -40,10 +40,10 @@ def test_agreement_is_the_share_of_matching_classes():
     labels = np.array([3, 7] * 10)
     images = random_images(rng, 20) // 8 + np.where(labels == 7, 200, 0)[:, None, None, None]
     images = images.astype(np.uint8)
-    judge = class_agreement.fit(images, labels)
+    judge = fit(images, labels)
     requested = np.where(np.arange(20) < 5, 10 - labels, labels)
-    assert class_agreement.class_agreement(judge, images, labels) == 1.0
-    assert class_agreement.class_agreement(judge, images, requested) == 0.75
+    assert class_agreement(judge, images, labels) == 1.0
+    assert class_agreement(judge, images, requested) == 0.75
 
 
 def test_agreement_looks_at_grey_values_only(judge, digits):
@@ -52,13 +52,13 @@ def test_agreement_looks_at_grey_values_only(judge, digits):
     coloured = images + shift * np.array([1, 0, -1])
     labels = judge.predict((images.mean(axis=-1) / 255).reshape(100, -1))
     assert np.any(shift)
-    assert class_agreement.class_agreement(judge, coloured.astype(np.uint8), labels) == 1.0
+    assert class_agreement(judge, coloured.astype(np.uint8), labels) == 1.0
 
 
 def test_agreement_refuses_another_resolution(judge):
     samples = np.zeros((2, 16, 16, 3), np.uint8)
     with pytest.raises(UserError, match="16 x 16 .* 64 pixels: use the same resolution"):
-        class_agreement.class_agreement(judge, samples, np.array([0, 1]))
+        class_agreement(judge, samples, np.array([0, 1]))
 
 
 def test_diversity_equals_a_loop_over_pairs():

@@ -16,6 +16,11 @@ from nvg_jax import jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import streams
+from nvg_jax.jobs import evaluation
+from nvg_jax.jobs.model import load_model
+from nvg_jax.tokenizer import inference
+
+TOKENIZER = ("tokenizer", "tokenizer_variables")
 
 
 def test_evaluation_reports_and_stores_its_numbers(trained, capsys, monkeypatch):
@@ -62,6 +67,36 @@ def test_evaluation_reports_and_stores_its_numbers(trained, capsys, monkeypatch)
     assert kept.keys() == results.keys() and kept["measured"].keys() == about.keys()
     assert kept["measured"]["diversity"] == about["diversity"]
     assert "generator" not in kept["measured"]["fid"]
+
+
+def test_the_structure_gap_is_of_samples_with_the_real_structure(trained, tmp_path, monkeypatch):
+    config, workdir = trained
+    config.evaluation.metrics = ("structure_gap",)
+    config.evaluation.structure_gap.stages = (0, 3, 5)  # All of 16 positions.
+    config.data.eval_split = "test[:12]"  # Of which the 40 samples are in turn.
+    made, generate = [], evaluation.generate
+
+    def kept(model, settings, class_ids, *args):
+        for sequence, images in generate(model, settings, class_ids, *args):
+            made.append(sequence.structure)
+            yield sequence, images
+
+    monkeypatch.setattr(evaluation, "generate", kept)
+    results = jobs.evaluate(config, workdir)
+    names = ("fid", "precision", "recall", "classifier_agreement", "class_agreement", "diversity")
+    assert results["structure_gap_stages"] == [0, 3, 5]
+    assert all(len(results[f"structure_gap_{name}"]) == 3 for name in names)
+    assert results["measured"]["structure_gap_fid"]["split"] == "test[:12]"
+    assert epath.Path(workdir, "evaluation", "structure_gap.png").exists()
+
+    tokenizer, variables = (getattr(load_model(config, workdir), x) for x in TOKENIZER)
+    batch = next(iter(pipeline.evaluation_batches(config.data, "test[:12]", 12)))
+    real = inference.sequences_of(tokenizer, variables, batch["image"]).structure
+    real = np.resize(np.asarray(real), (40, 16))
+    nothing, three, all_ = np.concatenate(made).reshape(3, 40, 16)
+    np.testing.assert_array_equal(all_, real)
+    np.testing.assert_array_equal(three >> 2, real >> 2)
+    assert (three >> 1 != real >> 1).any() and (nothing >> 3 != real >> 3).any()
 
 
 def test_numbers_of_before_are_kept_or_put_aside(trained, exported, tmp_path):
@@ -135,6 +170,10 @@ def test_mistakes_are_one_clear_line(real_images, tmp_path):
         evaluation__metrics=("variation",),
         data__eval_split="test[:2]",
     )
+    gap = {"evaluation__metrics": ("structure_gap",)}
+    refused(r"stages=.0, 6.: .* less than or equal to 5", evaluation__structure_gap__stages=(0, 6))
+    refused("metrics=.'psnr',.: it has to be 'fid'", evaluation__structure_gap__metrics=("psnr",))
+    refused("precision_recall needs .* 4", evaluation__structure_gap__num_samples=3, **gap)
     refused("split .* is empty", evaluation__metrics=("psnr",), data__eval_split="test[:0]")
 
     refused("there is no file", evaluation__samples=f"{tmp_path}/none.npz")

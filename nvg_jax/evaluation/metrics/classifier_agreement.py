@@ -21,8 +21,9 @@ class ClassifierAgreement(Metric):
         return {seen.stream: seen.features.logits.argmax(axis=1) == seen.labels}
 
     def result(self, resources: Resources) -> dict[str, Any]:
-        share = {
-            stream: float(np.concatenate([x[stream] for x in self.parts if stream in x]).mean())
-            for stream in self.streams
+        names = {"samples": "classifier_agreement", "split": "classifier_accuracy"}
+        return {
+            name: float(np.concatenate([x[stream] for x in self.parts if stream in x]).mean())
+            for stream, name in names.items()
+            if any(stream in x for x in self.parts)
         }
-        return {"classifier_agreement": share["samples"], "classifier_accuracy": share["split"]}

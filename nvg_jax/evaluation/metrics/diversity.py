@@ -7,8 +7,8 @@ from jaxtyping import Int, UInt8
 from scipy.spatial.distance import pdist
 
 from nvg_jax.errors import UserError
+from nvg_jax.evaluation.judge import grey_values
 from nvg_jax.evaluation.metric import Metric, Resources
-from nvg_jax.evaluation.metrics.class_agreement import grey_values
 
 
 class Diversity(Metric):

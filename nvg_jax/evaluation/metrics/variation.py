@@ -7,14 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from nvg_jax import granularity, visualize
+from nvg_jax import granularity
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import streams
+from nvg_jax.evaluation import plot, streams
 from nvg_jax.evaluation.metric import Metric, Resources
 from nvg_jax.evaluation.streams import Seen
 from nvg_jax.frozen.lpips import check_size
@@ -69,7 +66,13 @@ class Variation(Metric):
             images = resources.generate(class_ids, "variation", given, quiet=True)
             groups = images.reshape(-1, settings.num_samples, *images.shape[1:])
             results[name].append(float(distance(groups, resources).mean()))
-        resources.save_picture("variation.png", _plot(results, settings.distance))
+        unit = "LPIPS" if settings.distance == "lpips" else "feature distance"
+        lines = zip(
+            ("structure given", "structure and content given"), results.values(), strict=True
+        )
+        panel = {f"{unit} between samples": dict(lines)}
+        picture = plot.panels("first stages given", stages, panel)
+        resources.save_picture("variation.png", picture)
         return results
 
 
@@ -96,19 +99,3 @@ def _lpips_distance(groups: Groups, resources: Resources) -> Float[np.ndarray, "
 def _batches(groups: Groups, resources: Resources) -> Iterator[streams.Batch]:
     images = groups.reshape(-1, *groups.shape[2:])
     return streams.of_images(images, None, resources.mesh, resources.config.evaluation.batch_size)
-
-
-def _plot(results: dict[str, list[float]], distance: str) -> visualize.Picture:
-    figure = Figure(figsize=(5, 3.2), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    for name, values in results.items():
-        label = "structure" if name.endswith("structure") else "structure and content"
-        axes.plot(values, marker="o", label=f"{label} given")
-    unit = "LPIPS" if distance == "lpips" else "feature distance"
-    axes.set(xlabel="first stages given", ylabel=f"{unit} between samples", ylim=(0, None))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

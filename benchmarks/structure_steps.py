@@ -1,0 +1,179 @@
+"""Quality and time an image of sampling, by the runs and the steps of the structure generator.
+
+    python -m benchmarks.structure_steps --config=configs/nvg_digits.py --workdir=runs/digits \
+      --output=runs/digits/structure_steps.csv --flow_steps=1,2,4,8,25 --structure_stages=all,0,0+2
+
+The model is that of the workdir, or of `--config.pretrained`; what the numbers need, as the small
+classifier, is made in the workdir. They are those of `config.evaluation.structure_gap.metrics`.
+A sample has the same class and noise in all rows of a seed. Seconds are wall time of sampling and
+decoding after a first batch, which compiles. Rows that the file holds are not measured again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import logging
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from absl import flags
+from etils import epath
+from ml_collections import ConfigDict, config_flags
+
+from benchmarks import markdown
+from nvg_jax import cli, files, sharding, startup
+from nvg_jax.errors import UserError
+from nvg_jax.evaluation import metric, reference
+from nvg_jax.evaluation.archive import Samples
+from nvg_jax.generator.sampler import Settings
+from nvg_jax.jobs.evaluation import resources_of
+from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
+from nvg_jax.jobs.job import check, job
+from nvg_jax.jobs.model import Model, load_model
+
+log = logging.getLogger(__name__)
+
+# What tells the rows apart, all as texts.
+KEYS = ("generator", "num_samples", "structure_stages", "flow_steps", "seed")
+Row = Mapping[str, str]
+
+
+def numbers(flag: str, values: Sequence[str]) -> list[int]:
+    """Of a list in a flag; UserError for anything else."""
+    if not values or not all(value.isdecimal() for value in values):
+        raise UserError(f"--{flag}={','.join(values)}: whole numbers only")
+    return [int(value) for value in values]
+
+
+def stages(name: str) -> tuple[int, ...]:
+    """The stages of 'all', '0' or '0+2'."""
+    return () if name == "all" else tuple(numbers("structure_stages", name.split("+")))
+
+
+@job
+def sweep(
+    config: ConfigDict,
+    workdir: str,
+    output: str,
+    flow_steps: Sequence[str],
+    structure_stages: Sequence[str],
+    seeds: Sequence[str],
+    num_samples: int,
+) -> list[Row]:
+    """Measures every combination that `output` does not hold, and adds it there at once.
+
+    Returns the rows of all that were asked for. UserError: a value that sampling does not allow, or
+    a file of something else.
+    """
+    settings, config = {}, config.copy_and_resolve_references()
+    for steps, name in itertools.product(numbers("flow_steps", flow_steps), structure_stages):
+        config.sampling.flow_steps, config.sampling.structure_stages = steps, stages(name)
+        check(config)
+        settings[name, str(steps)] = sampling_settings(config)
+    seeds = [str(seed) for seed in numbers("seeds", seeds)]
+    names = config.evaluation.structure_gap.metrics
+    kinds = metric.kinds(names, num_samples).values()
+    needs = frozenset().union(*(kind.needs for kind in kinds))
+    given_reference = reference.given(config, needs)
+    class_ids = requested_classes(config, num_samples)
+    done, warm = load(output), set()
+    with jax.set_mesh(sharding.create_mesh(config.mesh)):
+        model = load_model(config, workdir)
+        resources = resources_of(config, workdir, model, needs, given_reference)
+        about = (model.sources["generator"], str(num_samples))
+        wanted = [(*about, *key, seed) for seed in seeds for key in settings]
+        for key in wanted:
+            if key in done:
+                continue
+            of_key, seed, size = settings[key[2:4]], int(key[4]), config.sampling.batch_size
+            if of_key not in warm:
+                _timed(model, of_key, class_ids[:size], size, seed)
+                warm.add(of_key)
+            images, seconds = _timed(model, of_key, class_ids, size, seed)
+            resources.samples = Samples(images, class_ids)
+            found = {"seconds_per_image": seconds} | metric.of_samples(names, resources)
+            row = dict(zip(KEYS, key, strict=True))
+            row |= {name: f"{value:.6g}" for name, value in found.items()}
+            if done and row.keys() != next(iter(done.values())).keys():
+                raise UserError(f"{output} has other columns: name another file as --output")
+            done[key] = row
+            save(output, list(done.values()))
+            log.info(", ".join(f"{name} {value}" for name, value in row.items()))
+    return [done[key] for key in wanted]
+
+
+def _timed(
+    model: Model, settings: Settings, class_ids: np.ndarray, batch_size: int, seed: int
+) -> tuple[np.ndarray, float]:
+    """Images, and the seconds that each took."""
+    start = time.perf_counter()
+    images = collect(generate(model, settings, class_ids, batch_size, seed), len(class_ids))
+    return images, (time.perf_counter() - start) / len(class_ids)
+
+
+def load(path: epath.PathLike) -> dict[tuple[str, ...], Row]:
+    """The rows of a file by what tells them apart, none if there is no file."""
+    if not epath.Path(path).exists():
+        return {}
+    reader = csv.DictReader(io.StringIO(epath.Path(path).read_text()))
+    if tuple(reader.fieldnames or ())[: len(KEYS)] != KEYS:
+        raise UserError(f"{path} is not a file of this program: name another as --output")
+    return {tuple(row[name] for name in KEYS): row for row in reader}
+
+
+def save(path: epath.PathLike, rows: Sequence[Row]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    files.write_text(path, text.getvalue())
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """A Markdown table of the means over seeds, with the standard deviations of several."""
+    columns = [name for name in rows[0] if name not in KEYS]
+    shown = []
+    for key in dict.fromkeys((row["structure_stages"], row["flow_steps"]) for row in rows):
+        same = [row for row in rows if (row["structure_stages"], row["flow_steps"]) == key]
+        cells = []
+        for name in columns:
+            values = [float(row[name]) for row in same]
+            spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.3g}{spread}")
+        shown.append((*key, *cells))
+    return markdown.table(("structure at", "steps", *columns), shown)
+
+
+def main() -> None:
+    found = flags.FLAGS
+    startup.start(found.workdir)
+    rows = sweep(
+        found.config,
+        found.workdir,
+        found.output,
+        found.flow_steps,
+        found.structure_stages,
+        found.seeds,
+        found.num_samples,
+    )
+    print(
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {rows[0]['generator']}: "
+        f"{found.num_samples:,} samples of each of {len(found.seeds)} seeds"
+    )
+    print(summary(rows))
+
+
+if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "The config of the model.")
+    flags.DEFINE_string("workdir", None, "Where it was trained, or an empty directory.")
+    flags.DEFINE_string("output", None, "A CSV file, which is added to.")
+    flags.DEFINE_list("flow_steps", ["1", "2", "4", "8", "25"], "Steps of each run.")
+    flags.DEFINE_list("structure_stages", ["all", "0", "0+2"], "Stages with a run: all, 0+2.")
+    flags.DEFINE_list("seeds", ["0", "1", "2"], "Of the samples.")
+    flags.DEFINE_integer("num_samples", 2000, "Of each row.", lower_bound=1)
+    flags.mark_flags_as_required(["config", "workdir", "output"])
+    cli.run(main)
