@@ -43,8 +43,9 @@ def test_a_training_begins_like_the_reference(tmp_path, digits_dir):
         *(f"--workdir={tmp_path}", f"--config.data.data_dir={digits_dir}"),
         *(f"--config.{name}.training.log_every=20" for name in curves.NAMES),
     ]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        for line in process.stderr:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        for line in process.stdout:
             if "generator 60/" in line:
                 process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
