@@ -10,6 +10,7 @@ mean over the steps since the row before.
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -21,12 +22,8 @@ from jaxtyping import Float, Int
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.util import tensor_util
 
-from nvg_jax import cli
+from nvg_jax import cli, files
 from nvg_jax.errors import UserError
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the job `train` has run.")
-_OUTPUT = flags.DEFINE_string("output", None, "Beginning of the names of what is written.")
-_ROWS = flags.DEFINE_integer("rows", 40, "Of each table, at most.", lower_bound=1)
 
 NAMES = ("tokenizer", "generator")
 # Of these summaries, the metrics of a step; the others are about speed and the schedule.
@@ -80,11 +77,12 @@ def thinned(curves: Curves, rows: int) -> Curves:
 
 
 def save(curves: Curves, path: epath.PathLike) -> None:
-    with epath.Path(path).open("w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["step", *curves.values])
-        for step, *row in zip(curves.steps, *curves.values.values(), strict=True):
-            writer.writerow([step, *(f"{value:.4g}" for value in row)])
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["step", *curves.values])
+    for step, *row in zip(curves.steps, *curves.values.values(), strict=True):
+        writer.writerow([step, *(f"{value:.4g}" for value in row)])
+    files.write_text(path, text.getvalue())
 
 
 def load(path: epath.PathLike) -> Curves:
@@ -124,16 +122,17 @@ def plot(curves: Mapping[str, Curves], path: epath.PathLike) -> None:
 
 
 def main() -> None:
-    found = {
-        name: thinned(from_summaries(f"{_WORKDIR.value}/{name}"), _ROWS.value) for name in NAMES
-    }
-    epath.Path(_OUTPUT.value).parent.mkdir(parents=True, exist_ok=True)
+    workdir, output, rows = flags.FLAGS.workdir, flags.FLAGS.output, flags.FLAGS.rows
+    found = {name: thinned(from_summaries(f"{workdir}/{name}"), rows) for name in NAMES}
     for name, curves in found.items():
-        save(curves, f"{_OUTPUT.value}_{name}.csv")
-    plot(found, f"{_OUTPUT.value}.png")
-    print(f"wrote {_OUTPUT.value}.png and its tables")
+        save(curves, f"{output}_{name}.csv")
+    plot(found, f"{output}.png")
+    print(f"wrote {output}.png and its tables")
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Where the job `train` has run.")
+    flags.DEFINE_string("output", None, "Beginning of the names of what is written.")
+    flags.DEFINE_integer("rows", 40, "Of each table, at most.", lower_bound=1)
     flags.mark_flags_as_required(["workdir", "output"])
     cli.run(main)
