@@ -8,10 +8,11 @@ width of the blocks is split. Axes of parameters have logical names, which RULES
 from __future__ import annotations
 
 import functools
+import itertools
 import logging
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 
 from nvg_jax.errors import UserError
 
-Tree = Any
+T, Tree = TypeVar("T"), Any
 log = logging.getLogger(__name__)
 
 AXES = ("data", "fsdp", "tensor")
@@ -216,6 +217,11 @@ def by_device(function: Callable[..., jax.Array], *batch: jax.Array) -> jax.Arra
         )
     # check_vma off: loops' initial values are constants, which the check takes for replicated.
     return jax.shard_map(function, in_specs=split, out_specs=split, check_vma=False)(*batch)
+
+
+def one_ahead(dispatched: Iterable[T]) -> Iterator[T]:
+    """Each item once the next is there: the devices have work while the host waits for one."""
+    return (item for item, _ in itertools.pairwise(itertools.chain(dispatched, (None,))))
 
 
 @functools.cache

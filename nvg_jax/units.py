@@ -1,8 +1,9 @@
-"""Numbers for people: a value in the unit that fits."""
+"""Numbers for people: a value in the unit that fits, and rows of them."""
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 
 def _in_units(value: int | float, units: dict[str, int | float]) -> str:
@@ -23,3 +24,9 @@ time = functools.partial(
     _in_units,
     units={"us": 1e-6, "ms": 1e-3, "s": 1, "minutes": 60, "hours": 3600, "days": 86_400},
 )
+
+
+def table(title: str, rows: Sequence[tuple[str, str]]) -> str:
+    """Names and values below a title, the values below each other."""
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])

@@ -256,5 +256,4 @@ def table(report: Report) -> str:
         if report.num_steps:
             whole = units.time(report.num_steps * step)
             rows.append(("training", f"{report.num_steps:,} steps, at least {whole}"))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([report.task, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+    return units.table(report.task, rows)

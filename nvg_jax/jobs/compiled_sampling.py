@@ -230,5 +230,4 @@ def sampling_table(report: SamplingReport) -> str:
             time = f"at least {units.time(part.seconds)}, " if part.seconds else ""
             moved = f"{units.flops(part.flops)}, {units.traffic(part.memory_bytes)} of traffic"
             rows.append((f"  {name}", time + moved))
-    width = max(len(name) for name, _ in rows)
-    return "\n".join([report.task, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+    return units.table(report.task, rows)

@@ -95,8 +95,7 @@ def generate(
             yield min(batch_size, count - start), (sequence, images)
 
     with Progress("samples", count, quiet=quiet) as progress:
-        # Pairs, so that the devices have the next batch before one is waited for.
-        for (real, made), _ in itertools.pairwise(itertools.chain(dispatched(), (None,))):
+        for real, made in sharding.one_ahead(dispatched()):
             found = jax.tree.map(lambda x, real=real: x[:real], sharding.on_host(made))
             progress.update(real)
             yield found

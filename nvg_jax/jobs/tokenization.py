@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -156,4 +155,4 @@ def _sequences(
             images = jax.device_put(batch["image"], sharding.batch_sharding(mesh))
             yield batch, inference.sequences_of(tokenizer, variables, images)
 
-    return (made for made, _ in itertools.pairwise(itertools.chain(dispatched(), (None,))))
+    return sharding.one_ahead(dispatched())
