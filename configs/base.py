@@ -110,6 +110,7 @@ def get_config(
     generator.training = training = ml_collections.ConfigDict()
     training.batch_size = 768
     training.microbatches = 1
+    training.stage_stride = 1  # So many images of a batch share the stages; 1: all of each image.
     training.epochs = float(epochs)
     training.class_dropout = 0.1
     training.repa = ml_collections.ConfigDict()

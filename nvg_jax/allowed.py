@@ -35,6 +35,7 @@ TABLE: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
     "batch_size": _Count,
     "microbatches": _Count,
+    "stage_stride": _Count,
     "training.epochs": _Positive,
     "classifier.epochs": _Positive,
     "log_every": _Count,

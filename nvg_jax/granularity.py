@@ -23,12 +23,13 @@ The symbols of shapes, the same everywhere:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import repeat
+from einops import rearrange
 from jaxtyping import Array, Float, Int
 
 from nvg_jax.errors import UserError
@@ -160,6 +161,16 @@ def balanced_split(
     return children
 
 
-def stages_of_each(array: Array, num_stages: int) -> Array:
-    """Repeats a batch so that the stages of an image lie next to each other."""
-    return repeat(array, "b ... -> (b s) ...", s=num_stages)
+def shared_out(arrays: Sequence[Array], stride: int) -> Array:
+    """Stages of groups of images, `[B / stride, stages, ...]`, from the batch at each stage.
+
+    The images of a group, which stand next to each other in the batch, share its stages: stage k is
+    that of image `k % stride`. With a stride of 1 every image has all of them.
+    """
+    groups = (rearrange(array, "(g i) ... -> g i ...", i=stride) for array in arrays)
+    return jnp.stack([group[:, stage % stride] for stage, group in enumerate(groups)], axis=1)
+
+
+def flat(array: Array) -> Array:
+    """The stages of all groups in one axis, from `shared_out`: a batch for a network."""
+    return rearrange(array, "g s ... -> (g s) ...")

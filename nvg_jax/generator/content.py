@@ -139,6 +139,7 @@ class Content(nn.Module):
         noise: Float[Array, "B L C"] | None = None,
         drop_path_key: Key[Array, ""] | None = None,
         align: Align | None = None,
+        stage_stride: int = 1,
     ) -> dict[str, Float[Array, "stages"]]:
         """What guides the network, at stages 0..K of every image at once (paper, Eq. 5-7).
 
@@ -146,17 +147,25 @@ class Content(nn.Module):
         cross-entropy of the tokens; `repa`: what `align` gives for the tokens that are tapped.
 
         canvases: before each stage and after the last. drop_path_key: when training.
+        stage_stride: how many images share the stages, as in `granularity.shared_out`.
         """
         stages = self.sizes.last_stage + 1
-        inputs = canvases[:, :stages]
+
+        def at_all(array: Array) -> Array:
+            return granularity.shared_out([array] * stages, stage_stride)
+
+        structure = at_all(sequence.structure)
+        inputs = granularity.shared_out([canvases[:, k] for k in range(stages)], stage_stride)
+        heaps = at_all(sequence.tokens)
+        tokens = [granularity.stage_tokens(heaps[:, k], k) for k in range(stages)]
         final_canvas, sown = self.apply(
             {"params": params},
-            rearrange(inputs, "b s l c -> (b s) l c"),
-            granularity.stages_of_each(sequence.structure, stages),
-            jnp.tile(jnp.arange(stages), class_id.shape[0]),
-            granularity.stages_of_each(class_id, stages),
+            granularity.flat(inputs),
+            granularity.flat(structure),
+            jnp.tile(jnp.arange(stages), structure.shape[0]),
+            granularity.flat(at_all(class_id)),
             canvas_scales,
-            None if noise is None else granularity.stages_of_each(noise, stages),
+            None if noise is None else granularity.flat(at_all(noise)),
             deterministic=drop_path_key is None,
             rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
             mutable=["intermediates"],
@@ -164,18 +173,21 @@ class Content(nn.Module):
         final_canvas = rearrange(final_canvas, "(b s) l c -> b s l c", s=stages)
         by_stage = {}
         if self.sizes.predict_final_canvas:
-            by_stage["final"] = jnp.mean((final_canvas - canvases[:, -1:]) ** 2, axis=(0, 2, 3))
+            error = (final_canvas - at_all(canvases[:, -1])) ** 2
+            by_stage["final"] = jnp.mean(error, axis=(0, 2, 3))
         missing = [
             self.missing(
                 final_canvas[:, stage],
                 inputs[:, stage],
-                granularity.labels_at(sequence.structure, stage),
+                granularity.labels_at(structure[:, stage], stage),
                 2**stage,
             )
             for stage in range(stages)
         ]
         logits = self.token_logits(params, jnp.concatenate(missing, axis=1))
-        error = optax.softmax_cross_entropy_with_integer_labels(logits, sequence.tokens)
+        error = optax.softmax_cross_entropy_with_integer_labels(
+            logits, jnp.concatenate(tokens, axis=1)
+        )
         by_stage["content"] = jnp.stack(
             [jnp.mean(error[:, granularity.stage_slice(stage)]) for stage in range(stages)]
         )

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from nvg_jax import granularity
 from nvg_jax.frozen import vit
 from nvg_jax.generator.transformer import dense
 
@@ -45,17 +46,22 @@ class Alignment:
         dinov2_variables: Any,
         images: Float[Array, "B height width 3"],
         grid: tuple[int, int],
-        tokens: Float[Array, "B stages L D"],
+        stage_stride: int,
+        tokens: Float[Array, "G stages L D"],
     ) -> Float[Array, "stages"]:
-        """`misalignment` of the projected tokens of every stage, on a grid of L positions."""
+        """`misalignment` of the projected tokens of every stage, on a grid of L positions.
+
+        stage_stride: as in `granularity.shared_out`; there are G = B / stage_stride groups.
+        """
         features = vit.dinov2_features(self._dinov2, dinov2_variables, images, grid)
+        features = granularity.shared_out([features] * tokens.shape[1], stage_stride)
         projected = self._projector.apply({"params": params}, tokens)
         return misalignment(projected, jax.lax.stop_gradient(features))
 
 
 def misalignment(
-    projected: Float[Array, "B stages L F"], features: Float[Array, "B L F"]
+    projected: Float[Array, "B stages L F"], features: Float[Array, "B stages L F"]
 ) -> Float[Array, "stages"]:
     """1 - cosine similarity, mean over images and positions of each stage."""
-    distance = optax.losses.cosine_distance(projected, features[:, None], epsilon=1e-8)
+    distance = optax.losses.cosine_distance(projected, features, epsilon=1e-8)
     return jnp.mean(distance, axis=(0, 2))

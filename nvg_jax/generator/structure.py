@@ -115,28 +115,37 @@ class StructureFlow(nn.Module):
         drop_path_key: Key[Array, ""] | None = None,
         noise: Float[Array, "B L K"] | None = None,
         time: Float[Array, "B splits"] | None = None,
+        stage_stride: int = 1,
     ) -> Float[Array, "splits"]:
         """Error of the predicted structure at stages 0..K-2, from the true canvas after each.
 
         The noise and the times of an image are drawn with its key, unless they are given.
-        drop_path_key: when training.
+        drop_path_key: when training. stage_stride: as in `granularity.shared_out`.
         """
         noise = self.noise(image_keys) if noise is None else noise
         time = self.times(image_keys) if time is None else time
         last_stage = self.sizes.last_stage
-        stages = jnp.arange(last_stage - 1)
-        x = _embedding(sequence.structure, last_stage)[:, None]
+        stages = range(last_stage - 1)
+
+        def at_all(array: Array) -> Array:
+            return granularity.shared_out([array] * len(stages), stage_stride)
+
+        structure = at_all(sequence.structure)
+        x = at_all(_embedding(sequence.structure, last_stage))
         # On known channels noise and data agree at all times.
-        noise = jnp.where(self._known(stages)[:, None], x, noise[:, None])
-        t = time[:, :, None, None]
+        noise = jnp.where(self._known(jnp.arange(len(stages)))[:, None], x, at_all(noise))
+        time = granularity.shared_out([time[:, k] for k in stages], stage_stride)
+        t = time[..., None, None]
+        inputs = [canvases[:, k + 1] for k in stages]
+        flat = granularity.flat
         velocity = self.apply(
             {"params": params},
-            rearrange(t * noise + (1.0 - t) * x, "b s l k -> (b s) l k"),
-            rearrange(canvases[:, 1:last_stage], "b s l c -> (b s) l c"),
-            granularity.stages_of_each(sequence.structure, len(stages)),
-            jnp.tile(stages, class_id.shape[0]),
-            time.reshape(-1),
-            granularity.stages_of_each(class_id, len(stages)),
+            flat(t * noise + (1.0 - t) * x),
+            flat(granularity.shared_out(inputs, stage_stride)),
+            flat(structure),
+            jnp.tile(jnp.arange(len(stages)), structure.shape[0]),
+            flat(time),
+            flat(at_all(class_id)),
             deterministic=drop_path_key is None,
             rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
         )

@@ -98,6 +98,7 @@ class GeneratorTask:
                     frozen["dinov2"],
                     batch["image"],
                     generator.sizes.grid,
+                    config.stage_stride,
                 )
             by_stage = generator.content.loss(
                 params["content"],
@@ -108,6 +109,7 @@ class GeneratorTask:
                 generator.content.noise(batch["key"]),
                 keys.named(key, "content"),
                 align,
+                config.stage_stride,
             )
             by_stage["structure"] = generator.structure.loss(
                 params["structure"],
@@ -116,6 +118,7 @@ class GeneratorTask:
                 class_id,
                 batch["key"],
                 keys.named(key, "structure"),
+                stage_stride=config.stage_stride,
             )
             mean = {name: jnp.mean(value) for name, value in by_stage.items()}
             loss = mean["content"] + mean["structure"]

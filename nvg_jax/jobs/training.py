@@ -176,7 +176,11 @@ def checked_schedule(config: ConfigDict, name: str, mesh: Mesh, num_images: int)
     parts, size = training.microbatches, training.batch_size
     if size % parts:
         raise UserError(f"{prefix}.microbatches={parts} does not divide batch_size={size}")
-    sharding.process_batch_size(size // parts, mesh, f"{prefix}.batch_size / microbatches")
+    size, divided = size // parts, f"{prefix}.batch_size / microbatches"
+    stride = training.get("stage_stride", 1)  # A tokenizer's training has none.
+    if size % stride:
+        raise UserError(f"{prefix}.stage_stride={stride} does not divide {size}, {divided}")
+    sharding.process_batch_size(size // stride, mesh, divided + " / stage_stride" * (stride > 1))
     return loop.Schedule.create(training, num_images)
 
 

@@ -73,6 +73,17 @@ def test_losses_are_the_reference_ones(golden, golden_generator, golden_sequence
         np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
+def test_images_that_share_the_stages_have_the_same_loss_in_the_mean(golden, golden_sequences):
+    network, params, _, scales = golden
+    both_ways = (golden_sequences, jax.tree.map(lambda x: x[::-1], golden_sequences))
+    loss = jax.jit(network.loss, static_argnames="stage_stride")
+    halves = [loss(params, *arrays, scales, stage_stride=2) for arrays in both_ways]
+    for name, whole in loss(params, *golden_sequences, scales).items():
+        half, other = (by_stage[name] for by_stage in halves)
+        np.testing.assert_allclose((half + other) / 2, whole, rtol=1e-5)
+        assert np.any(half != other)
+
+
 def test_images_of_one_batch_may_be_at_different_stages(golden, golden_sequences, outputs):
     (structure, _), canvases, class_id = golden_sequences
     stage = jnp.array([0, 4])

@@ -11,9 +11,9 @@ from nvg_jax.generator.repa import Projector, misalignment
 def test_misalignment_is_one_minus_the_cosine():
     random = np.random.default_rng(0)
     projected = random.standard_normal((2, 3, 4, 5)).astype(np.float32)
-    features = random.standard_normal((2, 4, 5)).astype(np.float32)
-    cosine = np.sum(projected * features[:, None], -1) / (
-        np.linalg.norm(projected, axis=-1) * np.linalg.norm(features, axis=-1)[:, None]
+    features = random.standard_normal((2, 3, 4, 5)).astype(np.float32)
+    cosine = np.sum(projected * features, -1) / (
+        np.linalg.norm(projected, axis=-1) * np.linalg.norm(features, axis=-1)
     )
     expected = 1 - cosine.mean(axis=(0, 2))
     np.testing.assert_allclose(
@@ -22,7 +22,7 @@ def test_misalignment_is_one_minus_the_cosine():
 
 
 def test_zero_tokens_have_a_finite_gradient():
-    features = jnp.ones((1, 2, 5))
+    features = jnp.ones((1, 1, 2, 5))
     gradient = jax.grad(lambda x: misalignment(x, features).sum())(jnp.zeros((1, 1, 2, 5)))
     assert np.isfinite(gradient).all()
 

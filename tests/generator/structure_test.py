@@ -55,6 +55,16 @@ def test_losses_are_the_reference_ones(golden_generator, golden, golden_sequence
     np.testing.assert_allclose(values, expected, rtol=1e-4)
 
 
+def test_images_that_share_the_stages_have_the_same_loss_in_the_mean(golden, golden_sequences):
+    network, params, noise, time, _ = golden
+    given = (*golden_sequences, None, None, noise, time)
+    both_ways = (given, jax.tree.map(lambda x: x[::-1], given))
+    loss = jax.jit(network.loss, static_argnames="stage_stride")
+    halves = [loss(params, *arrays, stage_stride=2) for arrays in both_ways]
+    np.testing.assert_allclose(sum(halves) / 2, loss(params, *given), rtol=1e-5)
+    assert np.any(halves[0] != halves[1])
+
+
 def test_the_loss_draws_with_the_images_keys(golden, golden_sequences):
     network, params, _, _, _ = golden
     keys = jax.random.split(jax.random.key(0), 2)

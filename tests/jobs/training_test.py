@@ -229,3 +229,7 @@ def test_microbatches_that_do_not_divide_the_batch(tiny_config, tmp_path):
     tiny_config.generator.training.microbatches = 3
     with pytest.raises(UserError, match="microbatches=3 does not divide batch_size=64"):
         jobs.train(tiny_config, str(tmp_path))
+    tiny_config.generator.training.microbatches = 2
+    tiny_config.generator.training.stage_stride = 5
+    with pytest.raises(UserError, match="stage_stride=5 does not divide 32, config.generator"):
+        jobs.train(tiny_config, str(tmp_path))
