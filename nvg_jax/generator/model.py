@@ -11,13 +11,14 @@ from ml_collections import ConfigDict
 from nvg_jax import allowed, keys
 from nvg_jax.errors import UserError
 from nvg_jax.generator.content import Content
+from nvg_jax.generator.mean_flow import MeanFlow
 from nvg_jax.generator.rope import rope_axis_dims
 from nvg_jax.generator.sizes import Sizes, StackSizes
 from nvg_jax.generator.structure import StructureFlow
 from nvg_jax.generator.transformer import ATTENTION, REMAT
 from nvg_jax.tokenizer.model import build_tokenizer
 
-STRUCTURE_GENERATORS = {"flow": StructureFlow}
+STRUCTURE_GENERATORS = {"flow": StructureFlow, "mean_flow": MeanFlow}
 CHOICES = {  # Of `config.generator.model`.
     "generator.model.dtype": Literal["float32", "bfloat16"],
     "generator.model.remat": Literal[tuple(REMAT)],
@@ -49,9 +50,12 @@ class Generator:
         """What a checkpoint has to agree with, in one line."""
         return self.sizes.architecture
 
-    def with_classes_of(self, architecture: str) -> Generator:
-        """The same generator for as many classes as in another's line."""
-        return dataclasses.replace(self, sizes=self.sizes.with_classes_of(architecture))
+    def begun_as(self, architecture: str) -> Generator:
+        """The generator of another's line, if training of this one may start at its weights.
+
+        If not, one that differs from it. See `Sizes.begun_as`.
+        """
+        return dataclasses.replace(self, sizes=self.sizes.begun_as(architecture))
 
     def init_variables(self, key: Key[Array, ""]) -> dict[str, Any]:
         """Random parameters to train from."""

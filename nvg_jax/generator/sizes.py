@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 from nvg_jax import granularity
 
@@ -85,10 +86,16 @@ class Sizes:
             f"{self.num_classes} classes{differences})"
         )
 
-    def with_classes_of(self, architecture: str) -> Sizes:
-        """The same sizes for as many classes as in another's line, if it is one of a generator."""
+    def begun_as(self, architecture: str) -> Sizes:
+        """The same sizes with what training may change, as it stands in another's line.
+
+        That is the number of classes, and a mean flow may have been a flow.
+        """
         found = re.search(r"\b(\d+) classes", architecture)
-        return dataclasses.replace(self, num_classes=int(found[1])) if found else self
+        changes: dict[str, Any] = {"num_classes": int(found[1])} if found else {}
+        if self.structure_generator == "mean_flow" and "structure by" not in architecture:
+            changes["structure_generator"] = "flow"
+        return dataclasses.replace(self, **changes)
 
     def without_remat(self) -> Sizes:
         """The same generator, of which nothing is computed twice, nor in kernels that pad."""

@@ -7,7 +7,8 @@ another file with a module of the same public methods, and a name in `model.STRU
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -24,12 +25,25 @@ from nvg_jax.generator.transformer import (
     Stack,
     dense,
     embed,
+    xavier,
 )
 from nvg_jax.granularity import GranularitySequence
 
 Params = Any
 
 CANVAS_ROLE = 2
+
+
+class Examples(NamedTuple):
+    """What a structure generator is trained on: N images, each at a stage, as they lie in a batch.
+
+    noise, structure_bits: the ends of the flow, of which known channels are the same.
+    inputs: of the network, but for the state of the flow and its time.
+    """
+
+    noise: Float[Array, "N L K"]
+    structure_bits: Float[Array, "N L K"]
+    inputs: dict[str, Array]
 
 
 class StructureFlow(nn.Module):
@@ -39,6 +53,9 @@ class StructureFlow(nn.Module):
     known: they hold the structure at all times. `loss`, `noise` and `scores` are what trains and
     samples it; what is not marked `nowrap` is the network itself.
     """
+
+    # Names of the further numbers that the network takes.
+    MORE: ClassVar[tuple[str, ...]] = ()
 
     sizes: Sizes
 
@@ -52,22 +69,22 @@ class StructureFlow(nn.Module):
         time: Float[Array, "B"],
         class_id: Int[Array, "B"],
         deterministic: bool = True,
+        more: Mapping[str, Float[Array, "B"]] | None = None,
     ) -> Float[Array, "B L K"]:
         """The velocity `eps - x` at flow time `time` in [0, 1].
 
         noisy: the flow's state. canvas: painted by the stages up to and including `stage`.
         structure: only the top `stage` bits count. Random keys: `drop_path`, unless deterministic.
+        more: further numbers to heed, by name. Their embeddings are like that of time, but start at
+        zero: a trained network that gets them does as before.
         """
         sizes, stack = self.sizes, self.sizes.structure
         length, num_bits = noisy.shape[1:]
         class_token = embed(sizes.num_classes + 1, stack.width, "class_embed")(class_id)
         vector = class_token + embed(num_bits - 1, stack.width, "stage_embed")(stage)
-        hidden = dense(stack.width, jnp.float32, "time_embed_in", (None, "hidden"))(
-            time_features(time)
-        )
-        vector += dense(stack.width, jnp.float32, "time_embed_out", ("hidden", "embed"))(
-            nn.silu(hidden)
-        )
+        vector += _number_embed(time, stack.width, "time_embed")
+        for name, number in (more or {}).items():
+            vector += _number_embed(number, stack.width, f"{name}_embed", nn.initializers.zeros)
         x = jnp.concatenate(
             [
                 class_token[:, None].astype(stack.dtype),
@@ -90,7 +107,9 @@ class StructureFlow(nn.Module):
         noisy = jnp.zeros((1, sizes.num_positions, sizes.last_stage))
         structure = jnp.zeros((1, sizes.num_positions), jnp.int32)
         zero = jnp.zeros((1,), jnp.int32)
-        return self.init(key, noisy, canvas, structure, zero, jnp.zeros((1,)), zero)["params"]
+        more = {name: jnp.zeros((1,)) for name in self.MORE}
+        inputs = (noisy, canvas, structure, zero, jnp.zeros((1,)), zero)
+        return self.init(key, *inputs, more=more)["params"]
 
     @nn.nowrap
     def noise(self, image_keys: Key[Array, "B"]) -> Float[Array, "B L K"]:
@@ -124,33 +143,56 @@ class StructureFlow(nn.Module):
         """
         noise = self.noise(image_keys) if noise is None else noise
         time = self.times(image_keys) if time is None else time
-        last_stage = self.sizes.last_stage
-        stages = range(last_stage - 1)
-
-        def at_all(array: Array) -> Array:
-            return granularity.shared_out([array] * len(stages), stage_stride)
-
-        structure = at_all(sequence.structure)
-        x = at_all(_embedding(sequence.structure, last_stage))
-        # On known channels noise and data agree at all times.
-        noise = jnp.where(self._known(jnp.arange(len(stages)))[:, None], x, at_all(noise))
-        time = granularity.shared_out([time[:, k] for k in stages], stage_stride)
-        t = time[..., None, None]
-        inputs = [canvases[:, k + 1] for k in stages]
-        flat = granularity.flat
+        examples = self.examples(sequence, canvases, class_id, noise, stage_stride)
+        time = self.at_stages(jnp.unstack(time, axis=1), stage_stride)
+        t = time[:, None, None]
         velocity = self.apply(
             {"params": params},
-            flat(t * noise + (1.0 - t) * x),
-            flat(granularity.shared_out(inputs, stage_stride)),
-            flat(structure),
-            jnp.tile(jnp.arange(len(stages)), structure.shape[0]),
-            flat(time),
-            flat(at_all(class_id)),
-            deterministic=drop_path_key is None,
-            rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
+            t * examples.noise + (1.0 - t) * examples.structure_bits,
+            time=time,
+            **examples.inputs,
+            **training_arguments(drop_path_key),
         )
-        predicted = noise - rearrange(velocity, "(b s) l k -> b s l k", s=len(stages))
-        return jnp.mean((predicted - x) ** 2, axis=(0, 2, 3))
+        error = examples.noise - velocity - examples.structure_bits
+        return self.by_stage(jnp.mean(error**2, axis=(1, 2)))
+
+    @nn.nowrap
+    def examples(
+        self,
+        sequence: GranularitySequence,
+        canvases: Float[Array, "B canvases L C"],
+        class_id: Int[Array, "B"],
+        noise: Float[Array, "B L K"],
+        stage_stride: int,
+    ) -> Examples:
+        """What images are trained on, given as to `loss`."""
+        last_stage, splits = self.sizes.last_stage, self.sizes.last_stage - 1
+
+        def at_all(array: Array) -> Array:
+            return self.at_stages([array] * splits, stage_stride)
+
+        structure = at_all(sequence.structure)
+        stage = jnp.tile(jnp.arange(splits), len(structure) // splits)
+        bits = _embedding(structure, last_stage)
+        # On known channels noise and data agree at all times.
+        noise = jnp.where(self._known(stage)[:, None], bits, at_all(noise))
+        inputs = {
+            "canvas": self.at_stages([canvases[:, k + 1] for k in range(splits)], stage_stride),
+            "structure": structure,
+            "stage": stage,
+            "class_id": at_all(class_id),
+        }
+        return Examples(noise, bits, inputs)
+
+    @nn.nowrap
+    def at_stages(self, arrays: Sequence[Array], stage_stride: int) -> Array:
+        """Of the examples, from what the batch has at each stage, `[B, ...]`."""
+        return granularity.flat(granularity.shared_out(arrays, stage_stride))
+
+    @nn.nowrap
+    def by_stage(self, losses: Float[Array, "N"]) -> Float[Array, "splits"]:
+        """The mean of the examples' losses at each stage."""
+        return jnp.mean(rearrange(losses, "(g s) -> g s", s=self.sizes.last_stage - 1), axis=0)
 
     @nn.nowrap
     def scores(
@@ -170,8 +212,6 @@ class StructureFlow(nn.Module):
         later stages, before their content is known. By Euler steps from noise to structure.
         guidance: moves the velocity away from that of no class; None leaves it, in half the time.
         """
-        known, bits = self._known(stage), _embedding(structure, stage)
-        times = jnp.asarray(flow_times(num_steps, self.sizes.num_positions), jnp.float32)
         classes = [class_id]
         if guidance is not None:
             classes.append(jnp.full_like(class_id, self.sizes.num_classes))
@@ -181,8 +221,7 @@ class StructureFlow(nn.Module):
         def each(x: Array) -> Array:
             return jnp.concatenate([x] * passes)
 
-        def euler(state: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
-            time, next_time = interval
+        def velocity(state: Array, time: Array, next_time: Array) -> Array:
             velocity = self.apply(
                 {"params": params},
                 each(state),
@@ -192,21 +231,58 @@ class StructureFlow(nn.Module):
                 jnp.full(classes.shape, time),
                 classes,
             )
-            if guidance is not None:
-                velocity, without = jnp.split(velocity, 2)
-                velocity = without + guidance * (velocity - without)
-            state += (next_time - time) * velocity
+            if guidance is None:
+                return velocity
+            velocity, without = jnp.split(velocity, 2)
+            return without + guidance * (velocity - without)
+
+        return self.solve(velocity, structure, stage, noise, num_steps)
+
+    @nn.nowrap
+    def solve(
+        self,
+        velocity: Callable[[Array, Array, Array], Array],
+        structure: Int[Array, "B L"],
+        stage: Int[Array, ""],
+        noise: Float[Array, "B L K"],
+        num_steps: int,
+    ) -> Float[Array, "B L K"]:
+        """Goes from noise to structure, holding the channels that are known.
+
+        velocity: of the state at a time, on the way from there to a next time.
+        """
+        known, bits = self._known(stage), _embedding(structure, stage)
+        times = jnp.asarray(flow_times(num_steps, self.sizes.num_positions), jnp.float32)
+
+        def step(state: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
+            time, next_time = interval
+            state += (next_time - time) * velocity(state, time, next_time)
             return jnp.where(known, bits, state), None
 
         start = jnp.where(known, bits, noise)
-        state, _ = jax.lax.scan(euler, start, (times[:-1], times[1:]))
-        return state
+        return jax.lax.scan(step, start, (times[:-1], times[1:]))[0]
 
     @nn.nowrap
     def _known(self, stage: Int[Array, "*stages"]) -> Bool[Array, "*stages K"]:
         """Which channels are known at a stage."""
         known = jnp.arange(self.sizes.last_stage) < stage[..., None]
         return known & self.sizes.known_structure
+
+
+def _number_embed(
+    number: Float[Array, "B"], width: int, name: str, last_init: Any = xavier
+) -> Float[Array, "B D"]:
+    """Embeds a number in [0, 1] by two layers, of these names, on its sinusoidal features."""
+    hidden = dense(width, jnp.float32, f"{name}_in", (None, "hidden"))(time_features(number))
+    last = dense(width, jnp.float32, f"{name}_out", ("hidden", "embed"), last_init)
+    return last(nn.silu(hidden))
+
+
+def training_arguments(drop_path_key: Key[Array, ""] | None) -> dict[str, Any]:
+    """Arguments of `apply` that drop paths, given a key."""
+    if drop_path_key is None:
+        return {"deterministic": True}
+    return {"deterministic": False, "rngs": {"drop_path": drop_path_key}}
 
 
 def _embedding(structure: Int[Array, "B L"], stage: int | Int[Array, ""]) -> Float[Array, "B L K"]:

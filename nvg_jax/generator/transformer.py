@@ -36,6 +36,7 @@ def dense(
     dtype: Any,
     name: str | None = None,
     axes: tuple[str | None, ...] = (None, None),
+    init: Any = xavier,
 ) -> nn.Dense:
     """A linear layer with the initialisation that both generators use.
 
@@ -44,7 +45,7 @@ def dense(
     return nn.Dense(
         features,
         dtype=dtype,
-        kernel_init=named(xavier, *axes),
+        kernel_init=named(init, *axes),
         dot_general=_token_dot_general,
         name=name,
     )

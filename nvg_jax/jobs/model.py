@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
@@ -96,38 +97,44 @@ def _abstract(config: ConfigDict, module: Tokenizer | Generator) -> Variables:
 def initial_generator(config: ConfigDict, generator: Generator) -> Callable[[], Variables] | None:
     """What loads the weights that training is to start at; None if the config names none.
 
-    They may be those of another number of classes: the class embeddings are then made anew. Raises
-    UserError, before anything is loaded, if they differ in anything else.
+    They may be those of another number of classes, or of a flow for a mean flow: what they lack, or
+    have in another shape, is then made anew. Raises UserError, before anything is loaded, if they
+    differ in anything else.
     """
     path = given_weights(config, "generator")
     if not path:
         return None
     architecture = saved_architecture(path)
-    saved = generator.with_classes_of(architecture)
+    saved = generator.begun_as(architecture)
     if saved.architecture != architecture:
         check_architecture(path, generator.architecture, architecture)
 
     def load() -> Variables:
-        variables = load_weights(path, _abstract(config, saved), architecture)
-        if saved == generator:
+        old, wanted = (flatten_dict(_abstract(config, module)) for module in (saved, generator))
+        variables = load_weights(path, unflatten_dict(old), architecture)
+        fits = {name for name in wanted if name in old and old[name].shape == wanted[name].shape}
+        if len(fits) == len(wanted):
             return variables
+
+        def missing(variables: dict[tuple[str, ...], Any]) -> Variables:
+            return {name: x for name, x in variables.items() if name not in fits}
+
         log.info(
-            "%s is for %d classes and the config for %d: the class embeddings are made anew",
+            "%s is a %s; for a %s made anew are %s",
             path,
-            saved.sizes.num_classes,
-            generator.sizes.num_classes,
+            architecture,
+            generator.architecture,
+            ", ".join(sorted({"/".join(name[1:-1]) for name in missing(wanted)})),
         )
-        key = keys.named(config.seed, "class embeddings")
-        like = _class_embeddings(_abstract(config, generator))
-        new = sharding.make(lambda key: _class_embeddings(generator.init_variables(key)), like, key)
-        return {"params": {name: part | new[name] for name, part in variables["params"].items()}}
+        new = sharding.make(
+            lambda key: missing(flatten_dict(generator.init_variables(key))),
+            missing(wanted),
+            keys.named(config.seed, "made anew"),
+        )
+        loaded = flatten_dict(variables)
+        return unflatten_dict({name: loaded[name] for name in fits} | new)
 
     return load
-
-
-def _class_embeddings(variables: Variables) -> Variables:
-    params = variables["params"]
-    return {name: {"class_embed": part["class_embed"]} for name, part in params.items()}
 
 
 def frozen_network(config: ConfigDict, name: str) -> Frozen:

@@ -19,9 +19,13 @@ from nvg_jax.data.stream import Order
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.generator.model import build_generator
-from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
-from nvg_jax.jobs.generation import find_samples, requested_classes, write_samples
+from nvg_jax.jobs.generation import (
+    find_samples,
+    requested_classes,
+    sampling_settings,
+    write_samples,
+)
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import (
     Variables,
@@ -65,6 +69,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     schedule = checked_schedule(config, "generator", mesh, num_images)
     # What the samples at the end need is checked before hours of training.
     requested_classes(config, config.sampling.num_samples)
+    settings = sampling_settings(config)
     sharding.process_batch_size(config.sampling.batch_size, mesh, "config.sampling.batch_size")
     initial = initial_generator(config, generator)
     dinov2 = frozen_network(config, "dinov2") if training.repa.weight else None
@@ -88,7 +93,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 variables,
                 training,
                 schedule,
-                Settings.from_config(config.sampling),
+                settings,
                 dinov2,
             )
             if cache:

@@ -1,0 +1,145 @@
+"""The mean flow: what it is of a flow at first, and its loss against finite differences."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from nvg_jax import granularity, keys, sharding
+from nvg_jax.generator.mean_flow import MAX_GUIDANCE, MeanFlow
+from nvg_jax.generator.sizes import Sizes, StackSizes
+from nvg_jax.generator.structure import StructureFlow
+from nvg_jax.granularity import GranularitySequence
+
+BATCH, LENGTH, SPLITS, CLASSES = 6, 16, 3, 5
+STACK = StackSizes(depth=2, width=32, num_heads=1)
+
+
+@pytest.fixture(scope="module")
+def sizes():
+    return Sizes(STACK, STACK, (4, 4), latent_channels=3, vocab_size=7, num_classes=CLASSES)
+
+
+@pytest.fixture(scope="module")
+def examples():
+    """Sequences, canvases, classes (the last is none) and a key of each image."""
+    random = np.random.default_rng(0)
+    structure = random.permuted(np.tile(np.arange(LENGTH), (BATCH, 1)), axis=1)
+    tokens = np.zeros((BATCH, 2 * LENGTH - 1))
+    sequence = GranularitySequence(*(jnp.asarray(x, jnp.int32) for x in (structure, tokens)))
+    canvases = jnp.asarray(random.standard_normal((BATCH, 6, LENGTH, 3)), jnp.float32)
+    return (
+        sequence,
+        canvases,
+        jnp.arange(BATCH) % (CLASSES + 1),
+        jax.random.split(jax.random.key(1), BATCH),
+    )
+
+
+def random_params(network, scale=0.3):
+    """Random parameters, those that start at zero included."""
+    params = sharding.unnamed(network.init_params(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(params)
+    drawn = [
+        x + scale * jax.random.normal(key, x.shape)
+        for x, key in zip(leaves, jax.random.split(jax.random.key(2), len(leaves)), strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)
+
+
+def scores(network, params, examples, guidance, num_steps):
+    sequence, canvases, class_id, image_keys = examples
+    run = jax.jit(network.scores, static_argnames="num_steps")
+    given = (canvases[:, 2], sequence.structure, jnp.int32(1), class_id)
+    return run(params, *given, network.noise(image_keys), guidance, num_steps=num_steps)
+
+
+def test_it_starts_as_the_flow_that_it_is_made_of(sizes, examples):
+    flow, mean_flow = StructureFlow(sizes), MeanFlow(sizes)
+    params = random_params(flow)
+    new = sharding.unnamed(mean_flow.init_params(jax.random.key(3)))
+    assert new.keys() - params.keys() == {
+        f"{name}_embed_{layer}" for name in ("interval", "guidance") for layer in ("in", "out")
+    }
+    expected = scores(flow, params, examples, None, 3)
+    for guidance in (None, jnp.float32(2)):
+        actual = scores(mean_flow, new | params, examples, guidance, 3)
+        np.testing.assert_allclose(actual, expected, atol=1e-5)
+    trained = random_params(mean_flow) | params
+    for guidance in (None, jnp.float32(2)):  # Which it may heed, once it is trained.
+        assert jnp.abs(scores(mean_flow, trained, examples, guidance, 3) - expected).max() > 0.01
+
+
+def test_intervals_go_down_and_half_are_points(sizes):
+    end, start = jnp.moveaxis(
+        MeanFlow(sizes).times(jax.random.split(jax.random.key(0), 2000)), -1, 0
+    )
+    assert np.all((0 < end) & (end <= start) & (start < 1))
+    assert abs(np.mean(end == start) - 0.5) < 0.03
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_loss_is_the_distance_from_the_identity_of_mean_velocities(sizes, examples, stride):
+    """u(t) = v - (t - r) du/dt, along the guided velocity; the change by finite differences."""
+    sequence, canvases, class_id, image_keys = examples
+    splash = dataclasses.replace(STACK, attention="splash")  # Which has no forward derivative.
+    network = MeanFlow(dataclasses.replace(sizes, structure=splash))
+    params = random_params(MeanFlow(sizes), scale=0.1)
+    actual = jax.jit(network.loss, static_argnames="stage_stride")(
+        params, sequence, canvases, class_id, image_keys, stage_stride=stride
+    )
+    apply = jax.jit(MeanFlow(sizes).apply)
+    noise, times = network.noise(image_keys), np.asarray(network.times(image_keys), np.float64)
+    shares = np.stack(
+        [jax.random.uniform(keys.named(key, "guidance"), (SPLITS,)) for key in image_keys]
+    )
+    for stage in range(SPLITS):
+        images = slice(stage % stride, None, stride)
+        bits = np.asarray(granularity.structure_embedding(sequence.structure, 4) - 1)[images]
+        known = np.arange(4) < stage
+        start = np.where(known, bits, noise[images])
+        end, time = np.moveaxis(times[images, stage], -1, 0)
+        classes = class_id[images]
+        guidance = np.where(classes < CLASSES, 1 + (MAX_GUIDANCE - 1) * shares[images, stage], 1)
+
+        def run(state, time, interval, guidance, classes, images=images, stage=stage):
+            count = len(classes)
+            more = {"interval": interval, "guidance": (guidance - 1) / (MAX_GUIDANCE - 1)}
+            more = {name: jnp.asarray(x, jnp.float32) for name, x in more.items()}
+            return np.asarray(
+                apply(
+                    {"params": params},
+                    jnp.asarray(state, jnp.float32),
+                    canvases[images, stage + 1],
+                    sequence.structure[images],
+                    jnp.full(count, stage),
+                    jnp.asarray(time, jnp.float32),
+                    classes,
+                    more=more,
+                ),
+                np.float64,
+            )
+
+        t, w = time[:, None, None], guidance[:, None, None]
+        state, none = t * start + (1 - t) * bits, np.zeros_like(time)
+        without = run(state, time, none, none + 1, jnp.full_like(classes, CLASSES))
+        velocity = np.where(known, 0, w * (start - bits) + (1 - w) * without)
+        h = 1e-4
+        here, after, before = (
+            run(state + by * velocity, time + by, time - end + by, guidance, classes)
+            for by in (0.0, h, -h)
+        )
+        change = (after - before) / (2 * h)
+        target = velocity - (time - end)[:, None, None] * change
+        expected = np.mean((here - target) ** 2)
+        np.testing.assert_allclose(actual[stage], expected, rtol=0.02)
+
+
+def test_every_parameter_gets_a_gradient(sizes, examples):
+    network = MeanFlow(sizes)
+    params = random_params(network)
+    gradient = jax.jit(jax.grad(lambda params: network.loss(params, *examples).sum()))(params)
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, path
