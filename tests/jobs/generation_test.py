@@ -32,6 +32,11 @@ def test_bad_requests_are_one_clear_line(trained):
     for class_id in (-1, 10):
         with pytest.raises(ValueError, match="classes"):
             next(jobs.generate(model, settings, [class_id]))
+    config.generator.model.structure = "mean_flow"
+    for guidance in ((0.5, 2.0), (1.0, 4.5)):
+        config.sampling.structure_guidance = guidance
+        with pytest.raises(UserError, match="a mean flow has been trained with guidance from 1"):
+            jobs.sampling_settings(config)
 
 
 def test_samples_take_nobodys_place(trained, tmp_path):
