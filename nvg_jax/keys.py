@@ -33,6 +33,13 @@ def normal(
     return jax.vmap(lambda key: jax.random.normal(named(key, name), shape))(image_keys)
 
 
+def uniform(
+    image_keys: Key[Array, "B"], name: str, shape: tuple[int, ...]
+) -> Float[Array, "B *shape"]:
+    """Uniform numbers in [0, 1) of each image for a purpose."""
+    return jax.vmap(lambda key: jax.random.uniform(named(key, name), shape))(image_keys)
+
+
 def of_stage(
     image_keys: Key[Array, "B"], name: str, stage: int | Int[Array, ""]
 ) -> Key[Array, "B"]:

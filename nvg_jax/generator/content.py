@@ -19,15 +19,19 @@ from nvg_jax import granularity, keys
 from nvg_jax.generator.rope import rope_ids, with_class_token
 from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import (
+    SMOOTH,
     Head,
     Stack,
     dense,
     embed,
+    embed_number,
     embedding_init,
+    number_layers,
 )
 from nvg_jax.granularity import GranularitySequence
 
 Params = Any
+MAX_GUIDANCE = 8.0  # Of a network that takes it.
 TopP = Float[Array, ""] | None
 Align = Callable[[Float[Array, "B stages L D"]], Float[Array, "stages"]]
 
@@ -51,6 +55,10 @@ class Content(nn.Module):
         self.class_embed = embed(sizes.num_classes + 1, stack.width)
         self.stage_embed = embed(sizes.last_stage + 1, stack.width)
         self.stack = Stack(stack, self.tap)
+        if sizes.guided_content:
+            self.guidance_embed_in, self.guidance_embed_out = number_layers(
+                stack.width, last_init=nn.initializers.zeros
+            )
         self.final_head = Head(sizes.latent_channels, stack.dtype)
         self.token_head = dense(sizes.vocab_size, jnp.float32)
 
@@ -63,12 +71,14 @@ class Content(nn.Module):
         canvas_scales: Float[Array, "canvases"],
         noise: Float[Array, "B L C"] | None = None,
         deterministic: bool = True,
+        guidance: Float[Array, "B"] | None = None,
     ) -> Float[Array, "B L C"]:
         """The predicted final canvas.
 
         canvas: what stages before `stage` have painted. structure: only the top `stage` bits count.
         canvas_scales: 1 / std of the tokenizer's canvases. noise: as `noise` makes it. Random keys:
-        `drop_path`, unless deterministic.
+        `drop_path`, unless deterministic. guidance: of a network that takes it, from 1 on. Its
+        embedding starts at zero: a trained network that gets it does as before.
         """
         sizes = self.sizes
         scaled = canvas * canvas_scales[stage][:, None, None]
@@ -79,6 +89,9 @@ class Content(nn.Module):
             scaled = jnp.where((stage == 0)[:, None, None], self.start_canvas, scaled)
         class_token = self.class_embed(class_id)
         vector = class_token + self.stage_embed(stage)
+        if sizes.guided_content:
+            layers = (self.guidance_embed_in, self.guidance_embed_out)
+            vector += embed_number(1.0 - 1.0 / guidance, *layers, fastest=SMOOTH)
         class_token = class_token[:, None].astype(sizes.content.dtype)
         x = jnp.concatenate([class_token, self.canvas_embed(scaled)], axis=1)
         known = stage if sizes.structure_rope else jnp.zeros_like(stage)
@@ -97,7 +110,8 @@ class Content(nn.Module):
         zero = jnp.zeros((1,), jnp.int32)
         structure = jnp.zeros((1, sizes.num_positions), jnp.int32)
         scales = jnp.ones((sizes.last_stage + 2,))
-        self.logits(self(canvas, structure, zero, zero, scales, canvas))
+        one = jnp.ones((1,))
+        self.logits(self(canvas, structure, zero, zero, scales, canvas, guidance=one))
 
     @nn.nowrap
     def init_params(self, key: Key[Array, ""]) -> Params:
@@ -110,6 +124,18 @@ class Content(nn.Module):
             return None
         shape = (self.sizes.num_positions, self.sizes.latent_channels)
         return keys.normal(image_keys, "canvas noise", shape)
+
+    @nn.nowrap
+    def guidance(self, image_keys: Key[Array, "B"]) -> Float[Array, "B stages"] | None:
+        """Training's guidance of each image and stage; None for a network that takes none.
+
+        From 1 to MAX_GUIDANCE, with uniform inverses.
+        """
+        if not self.sizes.guided_content:
+            return None
+        shape = (self.sizes.last_stage + 1,)
+        inverse = keys.uniform(image_keys, "content guidance", shape)
+        return 1.0 / (inverse + (1.0 - inverse) / MAX_GUIDANCE)
 
     @nn.nowrap
     def missing(
@@ -140,6 +166,7 @@ class Content(nn.Module):
         drop_path_key: Key[Array, ""] | None = None,
         align: Align | None = None,
         stage_stride: int = 1,
+        guidance: Float[Array, "B stages"] | None = None,
     ) -> dict[str, Float[Array, "stages"]]:
         """What guides the network, at stages 0..K of every image at once (paper, Eq. 5-7).
 
@@ -148,6 +175,9 @@ class Content(nn.Module):
 
         canvases: before each stage and after the last. drop_path_key: when training.
         stage_stride: how many images share the stages, as in `granularity.shared_out`.
+        guidance: as `guidance` draws it. What the network then predicts is the guided canvas; the
+        losses are those of the one with the class, which lies between that and the canvas without
+        (guidance-free training, https://arxiv.org/abs/2501.15420).
         """
         stages = self.sizes.last_stage + 1
 
@@ -158,18 +188,30 @@ class Content(nn.Module):
         inputs = granularity.shared_out([canvases[:, k] for k in range(stages)], stage_stride)
         heaps = at_all(sequence.tokens)
         tokens = [granularity.stage_tokens(heaps[:, k], k) for k in range(stages)]
+        given = {
+            "canvas": granularity.flat(inputs),
+            "structure": granularity.flat(structure),
+            "stage": jnp.tile(jnp.arange(stages), structure.shape[0]),
+            "class_id": granularity.flat(at_all(class_id)),
+            "canvas_scales": canvas_scales,
+            "noise": None if noise is None else granularity.flat(at_all(noise)),
+        }
+        if guidance is not None:
+            guidance = granularity.shared_out(jnp.unstack(guidance, axis=1), stage_stride)
+            no_class = jnp.full_like(given["class_id"], self.sizes.num_classes)
+            guidance = jnp.where(given["class_id"] == no_class, 1.0, granularity.flat(guidance))
         final_canvas, sown = self.apply(
             {"params": params},
-            granularity.flat(inputs),
-            granularity.flat(structure),
-            jnp.tile(jnp.arange(stages), structure.shape[0]),
-            granularity.flat(at_all(class_id)),
-            canvas_scales,
-            None if noise is None else granularity.flat(at_all(noise)),
+            **given,
+            guidance=guidance,
             deterministic=drop_path_key is None,
             rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
             mutable=["intermediates"],
         )
+        if guidance is not None:
+            given |= {"class_id": no_class, "guidance": jnp.ones_like(guidance)}
+            without = jax.lax.stop_gradient(self.apply({"params": params}, **given))
+            final_canvas = without + (final_canvas - without) / guidance[:, None, None]
         final_canvas = rearrange(final_canvas, "(b s) l c -> b s l c", s=stages)
         by_stage = {}
         if self.sizes.predict_final_canvas:

@@ -25,17 +25,19 @@ class MeanFlow(StructureFlow):
     """Predicts the mean velocity of the structure channels from a time down to an earlier one.
 
     Its network is that of the flow, whose velocity is the mean over no time at all without
-    guidance: the embeddings of `interval`, the time between, and of `guidance` in [1, MAX_GUIDANCE]
-    start at zero, so that training may go on from a flow.
+    guidance: the embeddings of `start`, the time from which, of `interval`, how long, and of
+    `guidance` in [1, MAX_GUIDANCE] start at zero, so that training may go on from a flow. What the
+    flow takes as its time is the interval's end, which stays while the mean changes with the start:
+    that embedding is too fast to be differentiated.
     """
 
-    MORE: ClassVar[tuple[str, ...]] = ("interval", "guidance")
+    MORE: ClassVar[tuple[str, ...]] = ("start", "interval", "guidance")
 
     @nn.nowrap
     def times(self, image_keys: Key[Array, "B"]) -> Float[Array, "B splits 2"]:
-        """Training's intervals of each image and stage: from the second time down to the first.
+        """Training's intervals of each image and stage, as their ends and their starts.
 
-        Logistic-normal; half of them are of no length.
+        Logistic-normal; half of them are of no length, and none ends after its start.
         """
         splits = self.sizes.last_stage - 1
         drawn = jax.nn.sigmoid(keys.normal(image_keys, "flow time", (splits, 2)) - 0.4)
@@ -61,39 +63,37 @@ class MeanFlow(StructureFlow):
         """
         noise, times = self.noise(image_keys), self.times(image_keys)
         splits = self.sizes.last_stage - 1
-        uniform = jax.vmap(lambda key: jax.random.uniform(keys.named(key, "guidance"), (splits,)))
         examples = self.examples(sequence, canvases, class_id, noise, stage_stride)
         times, share = (
             self.at_stages(jnp.unstack(x, axis=1), stage_stride)
-            for x in (times, uniform(image_keys))
+            for x in (times, keys.uniform(image_keys, "guidance", (splits,)))
         )
-        time, inputs = times[:, 1], examples.inputs
+        (end, start), inputs = times.T, examples.inputs
         has_class = inputs["class_id"] < self.sizes.num_classes
         guidance = jnp.where(has_class, 1.0 + (MAX_GUIDANCE - 1.0) * share, 1.0)
         # Fused attention has no forward derivative.
         stack = dataclasses.replace(self.sizes.structure, attention="xla")
         network = self.clone(sizes=dataclasses.replace(self.sizes, structure=stack))
 
-        def velocity(state: Array, time: Array, interval: Array) -> Array:
-            more = {"interval": interval, "guidance": _scaled(guidance)}
+        def mean_velocity(state: Array, start: Array, interval: Array) -> Array:
+            more = {"start": start, "interval": interval, "guidance": _scaled(guidance)}
             arguments = inputs | training_arguments(drop_path_key)
-            return network.apply({"params": params}, state, time=time, more=more, **arguments)
+            return network.apply({"params": params}, state, time=end, more=more, **arguments)
 
         def without_class(state: Array) -> Array:
-            none = jnp.zeros_like(time)
+            none = jnp.zeros_like(start)
             no_class = jnp.full_like(inputs["class_id"], self.sizes.num_classes)
-            arguments = inputs | {"class_id": no_class, "time": time}
-            arguments["more"] = {"interval": none, "guidance": none}
+            arguments = inputs | {"class_id": no_class, "time": start}
+            arguments["more"] = {"start": start, "interval": none, "guidance": none}
             return jax.lax.stop_gradient(network.apply({"params": params}, state, **arguments))
 
-        t, scale = time[:, None, None], guidance[:, None, None]
+        t, scale = start[:, None, None], guidance[:, None, None]
         bits = examples.structure_bits
         state = t * examples.noise + (1.0 - t) * bits
         guided = scale * (examples.noise - bits) + (1.0 - scale) * without_class(state)
         guided = jnp.where(self._known(inputs["stage"])[:, None], 0.0, guided)
-        interval = time - times[:, 0]
-        one = jnp.ones_like(time)
-        mean, change = jax.jvp(velocity, (state, time, interval), (guided, one, one))
+        interval, one = start - end, jnp.ones_like(start)
+        mean, change = jax.jvp(mean_velocity, (state, start, interval), (guided, one, one))
         target = jax.lax.stop_gradient(guided - interval[:, None, None] * change)
         error = jnp.mean((mean - target) ** 2, axis=(1, 2))
         of_itself = error / jax.lax.stop_gradient(error + 0.01)
@@ -118,14 +118,14 @@ class MeanFlow(StructureFlow):
             return jnp.full(class_id.shape, number)
 
         def velocity(state: Array, time: Array, next_time: Array) -> Array:
-            more = {"interval": time - next_time, "guidance": _scaled(guidance)}
+            more = {"start": time, "interval": time - next_time, "guidance": _scaled(guidance)}
             return self.apply(
                 {"params": params},
                 state,
                 canvas,
                 structure,
                 of_all(stage),
-                of_all(time),
+                of_all(next_time),
                 class_id,
                 more=jax.tree.map(of_all, more),
             )

@@ -97,6 +97,7 @@ def build_generator(config: ConfigDict) -> Generator:
             vocab_size=tokenizer.vocab_size,
             num_classes=config.data.num_classes,
             structure_generator=model.structure,
+            guided_content=model.guided_content,
             structure_rope=model.structure_rope,
             predict_final_canvas=model.predict_final_canvas,
             noised_canvas=model.noised_canvas,

@@ -139,8 +139,10 @@ def sample(
             tokens = _given_tokens(sequence.tokens, number)
         else:
             guidance = _guidance(settings.content_guidance, stage, last_stage)
-            passes = 1 if guidance is None else 2
-            missing, drawing = _missing(generator, passes, params["content"], state, number, scales)
+            passes = 1 if guidance is None or generator.sizes.guided_content else 2
+            missing, drawing = _missing(
+                generator, passes, params["content"], state, number, scales, guidance
+            )
             top_p = np.float32(top_p_at(settings.top_p, stage, last_stage))
             rows = min(max(2**stage, SHARED_ROWS), 2**last_stage)
             tokens = _draw_tokens(
@@ -193,15 +195,19 @@ def _missing(
     state: State,
     stage: Stage,
     scales: Float[Array, "canvases"],
+    guidance: Number | None,
 ) -> tuple[Float[Array, "passes B L C"], Key[Array, "B"]]:
     """What is missing in each cluster, with the class and in a second pass without it, and the keys
-    to draw the tokens with.
+    to draw the tokens with. guidance: of a network that takes it.
 
     Of the L clusters the first 2^stage exist, so that one program serves all stages.
     """
     each = jax.tree.map(lambda x: jnp.concatenate([x] * passes), state._replace(keys=None))
     no_class = jnp.full_like(state.class_id, generator.sizes.num_classes)
     classes = jnp.concatenate([state.class_id, no_class])[: len(each.class_id)]
+    taken = None
+    if generator.sizes.guided_content:
+        taken = jnp.float32(1) if guidance is None else guidance
     final_canvas = generator.content.apply(
         {"params": params},
         each.canvas,
@@ -210,6 +216,7 @@ def _missing(
         classes,
         scales,
         each.canvas_noise,
+        guidance=None if taken is None else jnp.full(classes.shape, taken),
     )
     labels = granularity.labels_at(each.structure, stage)
     length = generator.sizes.num_positions

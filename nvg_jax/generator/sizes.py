@@ -36,6 +36,7 @@ class Sizes:
     with d / 2 heads. Class ids are 0..num_classes - 1; `num_classes` itself means "no class".
 
     structure_generator: how structure is generated, a name in `model.STRUCTURE_GENERATORS`.
+    guided_content: whether the content network takes the guidance as an input.
 
     The switches are the ablations of the paper's Table 3, set to the full method:
     structure_rope: whether RoPE tells the blocks which cluster a position belongs to.
@@ -54,6 +55,7 @@ class Sizes:
     vocab_size: int
     num_classes: int
     structure_generator: str = "flow"
+    guided_content: bool = False
     structure_rope: bool = True
     predict_final_canvas: bool = True
     noised_canvas: bool = False
@@ -72,6 +74,7 @@ class Sizes:
         """What a checkpoint has to agree with, in one line."""
         differing = {
             f"structure by {self.structure_generator}": self.structure_generator != "flow",
+            "guided content": self.guided_content,
             "no structure RoPE": not self.structure_rope,
             "direct content": not self.predict_final_canvas,
             "noised canvas": self.noised_canvas,
@@ -89,12 +92,15 @@ class Sizes:
     def begun_as(self, architecture: str) -> Sizes:
         """The same sizes with what training may change, as it stands in another's line.
 
-        That is the number of classes, and a mean flow may have been a flow.
+        That is the number of classes; a mean flow may have been a flow, and what takes the guidance
+        may have been without.
         """
         found = re.search(r"\b(\d+) classes", architecture)
         changes: dict[str, Any] = {"num_classes": int(found[1])} if found else {}
         if self.structure_generator == "mean_flow" and "structure by" not in architecture:
             changes["structure_generator"] = "flow"
+        if "guided content" not in architecture:
+            changes["guided_content"] = False
         return dataclasses.replace(self, **changes)
 
     def without_remat(self) -> Sizes:

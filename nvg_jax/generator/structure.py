@@ -21,11 +21,13 @@ from nvg_jax import granularity, keys
 from nvg_jax.generator.rope import rope_ids, with_class_token
 from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import (
+    SMOOTH,
     Head,
     Stack,
     dense,
     embed,
-    xavier,
+    embed_number,
+    number_layers,
 )
 from nvg_jax.granularity import GranularitySequence
 
@@ -75,16 +77,17 @@ class StructureFlow(nn.Module):
 
         noisy: the flow's state. canvas: painted by the stages up to and including `stage`.
         structure: only the top `stage` bits count. Random keys: `drop_path`, unless deterministic.
-        more: further numbers to heed, by name. Their embeddings are like that of time, but start at
-        zero: a trained network that gets them does as before.
+        more: further numbers to heed, by name. Their embeddings are like that of time, but smooth,
+        and they start at zero: a trained network that gets them does as before.
         """
         sizes, stack = self.sizes, self.sizes.structure
         length, num_bits = noisy.shape[1:]
         class_token = embed(sizes.num_classes + 1, stack.width, "class_embed")(class_id)
         vector = class_token + embed(num_bits - 1, stack.width, "stage_embed")(stage)
-        vector += _number_embed(time, stack.width, "time_embed")
+        vector += embed_number(time, *number_layers(stack.width, "time_embed"), fastest=1000.0)
         for name, number in (more or {}).items():
-            vector += _number_embed(number, stack.width, f"{name}_embed", nn.initializers.zeros)
+            layers = number_layers(stack.width, f"{name}_embed", nn.initializers.zeros)
+            vector += embed_number(number, *layers, fastest=SMOOTH)
         x = jnp.concatenate(
             [
                 class_token[:, None].astype(stack.dtype),
@@ -269,15 +272,6 @@ class StructureFlow(nn.Module):
         return known & self.sizes.known_structure
 
 
-def _number_embed(
-    number: Float[Array, "B"], width: int, name: str, last_init: Any = xavier
-) -> Float[Array, "B D"]:
-    """Embeds a number in [0, 1] by two layers, of these names, on its sinusoidal features."""
-    hidden = dense(width, jnp.float32, f"{name}_in", (None, "hidden"))(time_features(number))
-    last = dense(width, jnp.float32, f"{name}_out", ("hidden", "embed"), last_init)
-    return last(nn.silu(hidden))
-
-
 def training_arguments(drop_path_key: Key[Array, ""] | None) -> dict[str, Any]:
     """Arguments of `apply` that drop paths, given a key."""
     if drop_path_key is None:
@@ -288,14 +282,6 @@ def training_arguments(drop_path_key: Key[Array, ""] | None) -> dict[str, Any]:
 def _embedding(structure: Int[Array, "B L"], stage: int | Int[Array, ""]) -> Float[Array, "B L K"]:
     """The structure embedding of a stage in [-1, 1]; 0 where it is not decided."""
     return granularity.structure_embedding(structure, stage) - 1.0
-
-
-def time_features(time: Float[Array, "B"], num_features: int = 64) -> Float[Array, "B F"]:
-    """Sinusoidal features of 1000 t, cosines first."""
-    half = num_features // 2
-    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
-    angle = 1000.0 * time[:, None] * frequency
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
 
 
 def flow_times(num_steps: int, num_positions: int) -> Float[np.ndarray, "steps"]:

@@ -110,6 +110,7 @@ class GeneratorTask:
                 keys.named(key, "content"),
                 align,
                 config.stage_stride,
+                generator.content.guidance(batch["key"]),
             )
             by_stage["structure"] = generator.structure.loss(
                 params["structure"],

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from nvg_jax import allowed, files, keys, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import Samples, save_samples
-from nvg_jax.generator import mean_flow, sampler
+from nvg_jax.generator import content, mean_flow, sampler
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.job import class_bounds, job
@@ -32,17 +32,19 @@ log = logging.getLogger(__name__)
 def sampling_settings(config: ConfigDict) -> sampler.Settings:
     """The part of a run's config that `generate` needs.
 
-    UserError if a mean flow is to be guided more than it was in training.
+    UserError if a network that takes its guidance is to be guided more than it was in training.
     """
-    settings = sampler.Settings.from_config(config.sampling)
-    guidance = settings.structure_guidance
-    if config.generator.model.structure == "mean_flow" and not (
-        1 <= min(guidance) <= max(guidance) <= mean_flow.MAX_GUIDANCE
+    settings, model = sampler.Settings.from_config(config.sampling), config.generator.model
+    for name, takes_it, most in (
+        ("structure", model.structure == "mean_flow", mean_flow.MAX_GUIDANCE),
+        ("content", model.guided_content, content.MAX_GUIDANCE),
     ):
-        raise UserError(
-            f"config.sampling.structure_guidance={guidance}: a mean flow has been trained with "
-            f"guidance from 1 to {mean_flow.MAX_GUIDANCE:g}"
-        )
+        pair = getattr(settings, f"{name}_guidance")
+        if takes_it and not 1 <= min(pair) <= max(pair) <= most:
+            raise UserError(
+                f"config.sampling.{name}_guidance={pair}: this model has been trained with "
+                f"guidance from 1 to {most:g}"
+            )
     return settings
 
 

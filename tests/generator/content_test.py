@@ -1,5 +1,7 @@
 """The content generator against the release, and what it sees and does not see."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nvg_jax import granularity
+from nvg_jax import granularity, sharding
 from nvg_jax.generator import content
+from nvg_jax.generator.sizes import Sizes, StackSizes
 from nvg_jax.tokenizer.model import canvas_scales
 
 
@@ -82,6 +85,47 @@ def test_images_that_share_the_stages_have_the_same_loss_in_the_mean(golden, gol
         half, other = (by_stage[name] for by_stage in halves)
         np.testing.assert_allclose((half + other) / 2, whole, rtol=1e-5)
         assert np.any(half != other)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_network_that_takes_its_guidance_is_trained_through_the_canvas_with_the_class(stride):
+    """Of the guided canvas g = u + w (c - u) with u without the class, c has the losses."""
+    stack = StackSizes(depth=1, width=32, num_heads=1)
+    sizes = Sizes(stack, stack, (2, 2), latent_channels=3, vocab_size=7, num_classes=5)
+    network = content.Content(dataclasses.replace(sizes, guided_content=True))
+    params = sharding.unnamed(network.init_params(jax.random.key(0)))
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size).reshape(x.shape)), params)
+    structure = jnp.array([[0, 3, 1, 2], [2, 1, 0, 3]] * 2)
+    sequence = granularity.GranularitySequence(structure, jnp.arange(28).reshape(4, 7) % 7)
+    canvases = jax.random.normal(jax.random.key(1), (4, 4, 4, 3))
+    class_id, scales = jnp.array([0, 5, 2, 4]), jnp.ones(4)  # The second has none.
+    guidance = network.guidance(jax.random.split(jax.random.key(2), 4))
+    assert guidance.shape == (4, 3) and 1 <= guidance.min() and guidance.max() <= 8
+    by_stage = jax.jit(network.loss, static_argnames="stage_stride")(
+        params, sequence, canvases, class_id, scales, stage_stride=stride, guidance=guidance
+    )
+    apply, token_logits = jax.jit(network.apply), jax.jit(network.token_logits)
+
+    def run(images, stage, classes, guidance):
+        count = len(classes)
+        given = (canvases[images, stage], structure[images], jnp.full(count, stage))
+        return apply({"params": params}, *given, classes, scales, guidance=guidance)
+
+    for stage in range(3):
+        images = slice(stage % stride, None, stride)
+        classes = class_id[images]
+        w = jnp.where(classes == 5, 1.0, guidance[images, stage])
+        guided = run(images, stage, classes, w)
+        without = run(images, stage, jnp.full_like(classes, 5), jnp.ones_like(w))
+        expected = without + (guided - without) / w[:, None, None]
+        error = np.mean((expected - canvases[images, -1]) ** 2)
+        np.testing.assert_allclose(by_stage["final"][stage], error, rtol=1e-5)
+        labels = granularity.labels_at(structure[images], stage)
+        missing = network.missing(expected, canvases[images, stage], labels, 2**stage)
+        log_p = jax.nn.log_softmax(token_logits(params, missing))
+        tokens = granularity.stage_tokens(sequence.tokens[images], stage)
+        error = -np.mean(np.take_along_axis(log_p, tokens[..., None], -1))
+        np.testing.assert_allclose(by_stage["content"][stage], error, rtol=1e-5)
 
 
 def test_images_of_one_batch_may_be_at_different_stages(golden, golden_sequences, outputs):

@@ -7,6 +7,7 @@ import pytest
 
 from nvg_jax import granularity
 from nvg_jax.generator import structure as structure_file
+from nvg_jax.generator.transformer import number_features
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +114,8 @@ def test_flow_times_are_shifted():
     np.testing.assert_allclose(times, [*expected, 0.0])
 
 
-def test_time_features_are_cosines_and_sines_from_fast_to_slow():
-    features = structure_file.time_features(jnp.array([0.25, 1.0]))
+def test_number_features_are_cosines_and_sines_from_fast_to_slow():
+    features = number_features(jnp.array([0.25, 1.0]), 1000.0)
     assert features.shape == (2, 64)
     np.testing.assert_allclose(features[:, 0], np.cos([250.0, 1000.0]), atol=1e-4)
     np.testing.assert_allclose(features[:, 32], np.sin([250.0, 1000.0]), atol=1e-4)

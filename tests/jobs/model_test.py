@@ -101,26 +101,28 @@ def test_training_may_start_at_weights_of_another_number_of_classes(given, tmp_p
         jobs.sample(given, str(tmp_path / "run"))
 
 
-def test_a_flow_may_go_on_as_a_mean_flow_but_not_the_other_way(given, tmp_path, caplog):
+def test_training_may_go_on_with_guidance_as_an_input_but_not_the_other_way(
+    given, tmp_path, caplog
+):
     flow = build_generator(given)
     old = initial_generator(given, flow)()["params"]
-    given.generator.model.structure = "mean_flow"
-    mean_flow = build_generator(given)
+    given.generator.model.structure, given.generator.model.guided_content = "mean_flow", True
+    guided = build_generator(given)
     with caplog.at_level("INFO", logger="nvg_jax"):
-        params = initial_generator(given, mean_flow)()["params"]
+        params = initial_generator(given, guided)()["params"]
     (said,) = [line for line in caplog.messages if "made anew" in line]
     assert "structure/interval_embed_out" in said and "class_embed" not in said
-    new = {name for name in params["structure"] if name not in old["structure"]}
-    assert len(new) == 4 and not any(
-        params["structure"][name]["kernel"].any() for name in new if name.endswith("_out")
-    )
-    for name in new:
-        del params["structure"][name]
+    for part, count in (("content", 2), ("structure", 6)):
+        new = {name: params[part].pop(name) for name in params[part].keys() - old[part].keys()}
+        assert len(new) == count
+        assert not any(new[name]["kernel"].any() for name in new if name.endswith("_out"))
     equal(params, old)
-    given.generator.checkpoint = str(tmp_path / "mean_flow")
-    variables = sharding.unnamed(mean_flow.init_variables(jax.random.key(0)))
-    save_weights(given.generator.checkpoint, variables, mean_flow.architecture)
-    with pytest.raises(UserError, match="made with .* by mean_flow.*, but this config is for gen"):
+    given.generator.checkpoint = str(tmp_path / "guided")
+    variables = sharding.unnamed(guided.init_variables(jax.random.key(0)))
+    save_weights(given.generator.checkpoint, variables, guided.architecture)
+    with pytest.raises(
+        UserError, match="made with .*mean_flow, guided content.* config is for gen"
+    ):
         initial_generator(given, flow)
 
 
