@@ -231,7 +231,7 @@ def of_samples(names: Collection[str], resources: Resources) -> dict[str, Any]:
     metrics = [
         kind(config, len(samples.images)) for kind in kinds(names, len(samples.images)).values()
     ]
-    looking = [metric for metric in metrics if metric.streams]
+    looking = [metric for metric in metrics if "samples" in metric.streams]
     batches = streams.of_images(*samples, resources.mesh, config.evaluation.batch_size)
     seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
     streams.measure(looking, "samples", batches, *seeing)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from nvg_jax.errors import UserError
+from nvg_jax.evaluation import judge as judge_file
 from nvg_jax.evaluation.judge import class_agreement, fit
 from nvg_jax.evaluation.metrics.diversity import diversity
 
@@ -33,6 +34,13 @@ def random_images(rng, count, size=4):
 def test_unseen_digits_are_recognised(judge, digits):
     images, labels = digits
     assert class_agreement(judge, images[1000:], labels[1000:]) > 0.94
+
+
+def test_a_large_set_is_learned_by_a_part(digits, monkeypatch):
+    monkeypatch.setattr(judge_file, "MAX_IMAGES", 500)
+    images, labels = (x[np.argsort(digits[1], kind="stable")] for x in digits)
+    judge = fit(images, labels)  # All zeros come first, but of all classes there are some.
+    assert judge.shape_fit_[0] == 500 and class_agreement(judge, images, labels) > 0.94
 
 
 def test_agreement_is_the_share_of_matching_classes():

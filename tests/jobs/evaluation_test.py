@@ -41,7 +41,7 @@ def test_evaluation_reports_and_stores_its_numbers(trained, capsys, monkeypatch)
     assert 1 <= results["inception_score"] <= 10
     for name in ("class_agreement", "classifier_agreement", "precision", "recall"):
         assert 0 <= results[name] <= 1
-    assert results["classifier_accuracy"] > 0.5
+    assert results["classifier_accuracy"] > 0.5 and results["class_accuracy"] > 0.9
     by_stage = ("codebook_usage_by_stage", "variation_structure", "variation_both")
     assert all(len(results[name]) == 5 for name in by_stage)
     assert results["variation_structure"][:2] == results["variation_both"][:1] * 2
