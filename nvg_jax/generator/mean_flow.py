@@ -80,17 +80,20 @@ class MeanFlow(StructureFlow):
             arguments = inputs | training_arguments(drop_path_key)
             return network.apply({"params": params}, state, time=end, more=more, **arguments)
 
-        def without_class(state: Array) -> Array:
+        def velocity(state: Array, class_id: Int[Array, "N"]) -> Array:
+            """At a point, without guidance."""
             none = jnp.zeros_like(start)
-            no_class = jnp.full_like(inputs["class_id"], self.sizes.num_classes)
-            arguments = inputs | {"class_id": no_class, "time": start}
+            arguments = inputs | {"class_id": class_id, "time": start}
             arguments["more"] = {"start": start, "interval": none, "guidance": none}
             return jax.lax.stop_gradient(network.apply({"params": params}, state, **arguments))
 
         t, scale = start[:, None, None], guidance[:, None, None]
         bits = examples.structure_bits
         state = t * examples.noise + (1.0 - t) * bits
-        guided = scale * (examples.noise - bits) + (1.0 - scale) * without_class(state)
+        # What the network itself says of the class varies less than the example's own velocity.
+        no_class = jnp.full_like(inputs["class_id"], self.sizes.num_classes)
+        of_class = velocity(state, inputs["class_id"]) - velocity(state, no_class)
+        guided = examples.noise - bits + (scale - 1.0) * of_class
         guided = jnp.where(self._known(inputs["stage"])[:, None], 0.0, guided)
         interval, one = start - end, jnp.ones_like(start)
         mean, change = jax.jvp(mean_velocity, (state, start, interval), (guided, one, one))

@@ -144,8 +144,11 @@ def test_loss_is_the_distance_from_the_identity_of_mean_velocities(sizes, exampl
 
         t, w = time[:, None, None], guidance[:, None, None]
         state, none = t * start + (1 - t) * bits, np.zeros_like(time)
-        without = run(state, time, time, none, none + 1, jnp.full_like(classes, CLASSES))
-        velocity = np.where(known, 0, w * (start - bits) + (1 - w) * without)
+        of_class, without = (
+            run(state, time, time, none, none + 1, some)
+            for some in (classes, jnp.full_like(classes, CLASSES))
+        )
+        velocity = np.where(known, 0, start - bits + (w - 1) * (of_class - without))
         h = 1e-4
         here, after, before = (
             run(state + by * velocity, end, time + by, time - end + by, guidance, classes)
