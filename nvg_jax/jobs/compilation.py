@@ -24,6 +24,7 @@ from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.hardware import Chip
 from nvg_jax.jobs.compiled_sampling import SamplingReport, sampling_report, sampling_table
 from nvg_jax.jobs.job import job
+from nvg_jax.jobs.tokenization import refuse_repa_with
 from nvg_jax.jobs.training import checked_schedule
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask
@@ -85,6 +86,7 @@ def compile(config: ConfigDict, workdir: str) -> list[Report | SamplingReport]:
         jax.config.update("jax_enable_compilation_cache", False)
     mesh = sharding.create_mesh(config.mesh, devices)
     reports = []
+    refuse_repa_with(config.token_cache.directory, config)
     for name in config.compile.tasks:
         if name == "sample":
             reports.append(sampling_report(config, mesh.devices.flat[0]))
@@ -170,13 +172,21 @@ def abstract_task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule)
 def abstract_arguments(
     config: ConfigDict, task: Task, mesh: Mesh, batch_size: int
 ) -> tuple[Any, Any, Any]:
-    """The state before the first step, a batch of images and a key, as shapes in their places."""
+    """The state before the first step, a batch and a key, as shapes in their places.
+
+    A generator's batch has images or, where the config names a token cache, tokens.
+    """
     split, whole = sharding.batch_sharding(mesh), sharding.replicated(mesh)
-    side = config.data.image_size
-    batch = {
-        "image": jax.ShapeDtypeStruct((batch_size, side, side, 3), jnp.float32, sharding=split),
-        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=split),
-    }
+
+    def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
+
+    side, length = config.data.image_size, task.tokenizer.num_positions
+    batch = {"label": array()}
+    if task.name == "generator" and config.token_cache.directory:
+        batch |= {"structure": array(length), "tokens": array(2 * length - 1)}
+    else:
+        batch |= {"image": array(side, side, 3, dtype=jnp.float32)}
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)
     return sharding.abstract(task.init_state, mesh, jax.random.key(0)), batch, key
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from nvg_jax import files, keys, lock, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.data.stream import Batch, Order
-from nvg_jax.errors import Preempted
+from nvg_jax.errors import Preempted, UserError
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.job import reading_job
 from nvg_jax.jobs.model import load_tokenizer
@@ -39,6 +39,15 @@ def cache_directory(config: ConfigDict, workdir: str) -> str:
         return config.token_cache.directory
     needs_images = config.generator.training.repa.weight or files.is_remote(workdir)
     return "" if needs_images or not pipeline.has_one_crop(config.data) else _in(workdir)
+
+
+def refuse_repa_with(cache: str, config: ConfigDict) -> None:
+    """UserError if a training is to find tokens in a cache and to align them with images."""
+    if cache and config.generator.training.repa.weight:
+        raise UserError(
+            "REPA needs images, which a token cache does not hold: set "
+            "--config.generator.training.repa.weight=0, or leave config.token_cache.directory empty"
+        )
 
 
 def _in(workdir: str) -> str:

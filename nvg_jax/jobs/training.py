@@ -35,7 +35,7 @@ from nvg_jax.jobs.model import (
     load_tokenizer,
     save_config,
 )
-from nvg_jax.jobs.tokenization import cache_directory, tokenize
+from nvg_jax.jobs.tokenization import cache_directory, refuse_repa_with, tokenize
 from nvg_jax.progress import track
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
@@ -59,11 +59,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     tokenizer, generator = build_tokenizer(config), build_generator(config)
     training = config.generator.training
     cache = cache_directory(config, workdir)
-    if cache and training.repa.weight:
-        raise UserError(
-            "REPA needs images, which a token cache does not hold: set "
-            "--config.generator.training.repa.weight=0, or leave config.token_cache.directory empty"
-        )
+    refuse_repa_with(cache, config)
     cached_images = token_cache.num_images(cache) if cache else None
     num_images = cached_images or _num_images(config)
     schedule = checked_schedule(config, "generator", mesh, num_images)

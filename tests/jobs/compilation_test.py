@@ -45,6 +45,19 @@ def test_a_step_for_the_devices_of_this_machine(tiny_config, tmp_path, capsys):
     assert "memory of a device" in capsys.readouterr().out
 
 
+def test_a_step_that_reads_tokens_computes_no_tokenizer(tiny_config, tmp_path):
+    tiny_config.compile.topology, tiny_config.compile.tasks = "local", ("generator",)
+    needed = []
+    for cache in ("", str(tmp_path / "cache")):
+        tiny_config.token_cache.directory = cache
+        (report,) = jobs.compile(tiny_config, str(tmp_path))
+        needed.append(report.needed_flops)
+    assert needed[1] < 0.99 * needed[0]
+    tiny_config.generator.training.repa.weight = 0.5
+    with pytest.raises(UserError, match="REPA needs images, which a token cache does not hold"):
+        jobs.compile(tiny_config, str(tmp_path))
+
+
 def test_the_table_says_what_does_not_fit_and_what_bounds_the_step():
     report = compilation.Report(
         task="generator",
