@@ -57,6 +57,7 @@ def get_config(
     tokenizer.model.norm_groups = 32  # Of channels, normalised together.
     tokenizer.model.latent_channels = 32
     tokenizer.model.vocab_size = 4096
+    tokenizer.model.clustering = "greedy"  # Or, to compare: 'principal', 'spatial', 'random'.
     # Of float32 convolutions: 'bfloat16', 'tensorfloat32' as in the paper's training, 'float32'.
     tokenizer.model.precision = "tensorfloat32"
 

@@ -12,6 +12,7 @@ import pydantic
 from ml_collections import ConfigDict
 from pydantic import Field
 
+from nvg_jax.clustering import CLUSTERINGS
 from nvg_jax.errors import UserError
 from nvg_jax.precision import PRECISIONS
 
@@ -64,6 +65,7 @@ TABLE: dict[str, Any] = {
     "tokenizer.model.norm_groups": _Count,
     "tokenizer.model.latent_channels": _Count,
     "tokenizer.model.vocab_size": _Count,
+    "tokenizer.model.clustering": Literal[tuple(CLUSTERINGS)],
     "tokenizer.model.precision": Literal[tuple(PRECISIONS)],
     "discriminator.input_size": _Count,
     "generator.model.depth": _Count,

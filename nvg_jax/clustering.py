@@ -1,4 +1,7 @@
-"""Structure from data: a latent's positions are paired greedily, level by level, into a tree."""
+"""Structure from data: a latent's positions are paired greedily, level by level, into a tree.
+
+And other balanced trees of the same form, to compare it with.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +43,53 @@ def cluster(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
         members = take(members, pairs).reshape(batch, pairs.shape[1], -1)
     # The root's members are in the order of their labels; the inverse gives each position's label.
     return invert(members[:, 0])
+
+
+def principal(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
+    """A structure from the top down: each cluster is halved along its main direction.
+
+    That is the first principal component of its vectors, of which the sum is not negative; the half
+    that is further along it is the second. As `cluster` in all else.
+    """
+    last_stage = granularity.last_stage(latent.shape[1])
+    latent = jax.lax.stop_gradient(latent).astype(jnp.float32)
+    batch, num_positions, _ = latent.shape
+    members = jnp.broadcast_to(jnp.arange(num_positions), (batch, 1, num_positions))
+    for stage in range(last_stage):
+        points = take(latent, members)
+        centred = points - points.mean(axis=2, keepdims=True)
+        covariance = jnp.einsum("bnmc,bnmd->bncd", centred, centred)
+        direction = jnp.linalg.eigh(covariance)[1][..., -1]
+        direction *= jnp.where(direction.sum(axis=-1, keepdims=True) < 0, -1.0, 1.0)
+        along = jnp.argsort(jnp.einsum("bnmc,bnc->bnm", centred, direction), axis=-1, stable=True)
+        members = jnp.take_along_axis(members, along, axis=-1).reshape(batch, 2 ** (stage + 1), -1)
+    return invert(members[:, :, 0])
+
+
+def spatial(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
+    """The same structure for all images: the grid halved into left and right, top and bottom, ...
+
+    Of the K bits of a position in raster order the lower half, rounded up, is its column.
+    """
+    batch, num_positions, _ = latent.shape
+    last_stage = granularity.last_stage(num_positions)
+    position, leaf = jnp.arange(num_positions, dtype=jnp.int32), 0
+    for stage in range(last_stage):
+        num_bits = last_stage if stage % 2 else (last_stage + 1) // 2
+        leaf = 2 * leaf + (position >> (num_bits - 1 - stage // 2) & 1)
+    return jnp.broadcast_to(leaf, (batch, num_positions))
+
+
+def random(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
+    """The same structure for all images: positions in a random order, always the same."""
+    batch, num_positions, _ = latent.shape
+    granularity.last_stage(num_positions)
+    leaf = jax.random.permutation(jax.random.key(0), jnp.arange(num_positions, dtype=jnp.int32))
+    return jnp.broadcast_to(leaf, (batch, num_positions))
+
+
+# By the name that a config gives it: the paper's, and what tells what it contributes.
+CLUSTERINGS = {"greedy": cluster, "principal": principal, "spatial": spatial, "random": random}
 
 
 def _greedy_pairs(points: Float[Array, "B N C"]) -> Int[Array, "B N//2 2"]:

@@ -150,3 +150,37 @@ def test_memory_holds_distances_but_not_differences():
     temporary = cluster.lower(latent).compile().memory_analysis().temp_size_in_bytes
     distances = 4 * batch * positions**2
     assert 0 < temporary < 4 * distances < channels * distances
+
+
+@pytest.mark.parametrize("name", clustering.CLUSTERINGS)
+def test_every_clustering_gives_each_image_a_structure_of_its_own_or_all_the_same(name):
+    points = random_points("smooth", 16, seed=3)
+    structure = jax.jit(clustering.CLUSTERINGS[name])(points)
+    np.testing.assert_array_equal(np.sort(structure, axis=1), np.tile(np.arange(16), (BATCH, 1)))
+    assert structure.dtype == jnp.int32
+    alone = jax.jit(clustering.CLUSTERINGS[name])(points[1:2])
+    np.testing.assert_array_equal(alone, structure[1:2])
+    assert np.array_equal(structure[0], structure[1]) == (name in ("spatial", "random"))
+
+
+def test_principal_halves_lie_apart_along_the_main_direction():
+    points = random_points("white", 16, seed=4)
+    structure = np.asarray(jax.jit(clustering.principal)(points))
+    for image, labels in zip(points, structure, strict=True):
+        for stage in range(4):
+            for cluster_id in range(2**stage):
+                members = labels >> (4 - stage) == cluster_id
+                centred = image[members] - image[members].mean(axis=0)
+                direction = np.linalg.svd(centred)[2][0]
+                along = centred @ (direction * (1 if direction.sum() >= 0 else -1))
+                upper = labels[members] >> (3 - stage) & 1 == 1
+                assert upper.sum() * 2 == len(upper)
+                assert along[upper].min() >= along[~upper].max() - 1e-4
+
+
+def test_spatial_halves_are_rectangles():
+    structure = np.asarray(clustering.spatial(jnp.zeros((1, 16, 1)))).reshape(4, 4)
+    assert structure.tolist() == [[0, 2, 8, 10], [1, 3, 9, 11], [4, 6, 12, 14], [5, 7, 13, 15]]
+    oblong = np.asarray(clustering.spatial(jnp.zeros((1, 8, 1)))).reshape(2, 4)
+    assert (oblong >> 2).tolist() == [[0, 0, 1, 1]] * 2
+    assert (oblong >> 1).tolist() == [[0, 0, 2, 2], [1, 1, 3, 3]]

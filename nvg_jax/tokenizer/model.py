@@ -32,6 +32,7 @@ class Tokenizer(nn.Module):
 
     norm_groups: of channels that are normalised together. With a channel in each, an image's
     brightness has to be smuggled past the normalisation, as a bright blob at a fixed place.
+    clustering: where structure comes from, a name in `clustering.CLUSTERINGS`.
     precision: of the autoencoder's convolutions, as in `precision.conv_precision`. Quantization is
     exact on every device.
     """
@@ -43,6 +44,7 @@ class Tokenizer(nn.Module):
     latent_channels: int
     vocab_size: int
     norm_groups: int = 32
+    clustering: str = "greedy"
     precision: str = "tensorfloat32"
 
     @property
@@ -63,10 +65,11 @@ class Tokenizer(nn.Module):
     def architecture(self) -> str:
         """What a checkpoint has to agree with, in one line."""
         multipliers = ",".join(map(str, self.multipliers))
+        clustering = "" if self.clustering == "greedy" else f", {self.clustering} clustering"
         return (
             f"tokenizer(image {self.image_size}, width {self.width} x ({multipliers}), "
             f"{self.num_blocks} blocks, {self.norm_groups} groups, {self.num_positions} positions "
-            f"x {self.latent_channels}, codebook {self.vocab_size})"
+            f"x {self.latent_channels}, codebook {self.vocab_size}{clustering})"
         )
 
     @nn.nowrap
@@ -87,7 +90,7 @@ class Tokenizer(nn.Module):
     ) -> Reconstruction:
         """Encodes, clusters, quantizes (as `Quantizer`) and decodes, with gradients."""
         latent = self.encode(images)
-        structure = sharding.by_device(clustering.cluster, latent)
+        structure = self._cluster(latent)
         quantized = self.quantizer(latent, structure, codebook_warmup)
         return Reconstruction(self._decode(quantized.latent), structure, quantized)
 
@@ -100,9 +103,12 @@ class Tokenizer(nn.Module):
     ) -> tuple[GranularitySequence, Float[Array, "B canvases L C"]]:
         """The sequence of each image, and its canvases (as in `Quantized`)."""
         latent = self.encode(images)
-        structure = sharding.by_device(clustering.cluster, latent)
+        structure = self._cluster(latent)
         quantized = self.quantizer(latent, structure)
         return GranularitySequence(structure, quantized.tokens), quantized.canvases
+
+    def _cluster(self, latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
+        return sharding.by_device(clustering.CLUSTERINGS[self.clustering], latent)
 
     def canvases(self, sequence: GranularitySequence) -> Float[Array, "B canvases L C"]:
         """The canvases before each stage and after the last one."""
@@ -151,6 +157,7 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
         latent_channels=model.latent_channels,
         vocab_size=model.vocab_size,
         norm_groups=model.norm_groups,
+        clustering=model.clustering,
         precision=model.precision,
     )
     _ = tokenizer.last_stage  # Raises if the positions are not a power of two.
