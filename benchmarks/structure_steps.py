@@ -11,21 +11,18 @@ decoding after a first batch, which compiles. Rows that the file holds are not m
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import flags
-from etils import epath
 from ml_collections import ConfigDict, config_flags
 
-from benchmarks import markdown
-from nvg_jax import cli, files, sharding, startup
+from benchmarks import rows
+from nvg_jax import cli, sharding, startup
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import metric, reference
 from nvg_jax.evaluation.archive import Samples
@@ -39,7 +36,7 @@ log = logging.getLogger(__name__)
 
 # What tells the rows apart, all as texts.
 KEYS = ("generator", "num_samples", "structure_stages", "flow_steps", "seed")
-Row = Mapping[str, str]
+TITLES = {"structure_stages": "structure at", "flow_steps": "steps"}
 
 
 def numbers(flag: str, values: Sequence[str]) -> list[int]:
@@ -63,7 +60,7 @@ def sweep(
     structure_stages: Sequence[str],
     seeds: Sequence[str],
     num_samples: int,
-) -> list[Row]:
+) -> list[rows.Row]:
     """Measures every combination that `output` does not hold, and adds it there at once.
 
     Returns the rows of all that were asked for. UserError: a value that sampling does not allow, or
@@ -80,7 +77,7 @@ def sweep(
     needs = frozenset().union(*(kind.needs for kind in kinds))
     given_reference = reference.given(config, needs)
     class_ids = requested_classes(config, num_samples)
-    done, warm = load(output), set()
+    done, warm = rows.load(output, KEYS), set()
     with jax.set_mesh(sharding.create_mesh(config.mesh)):
         model = load_model(config, workdir)
         resources = resources_of(config, workdir, model, needs, given_reference)
@@ -98,10 +95,7 @@ def sweep(
             found = {"seconds_per_image": seconds} | metric.of_samples(names, resources)
             row = dict(zip(KEYS, key, strict=True))
             row |= {name: f"{value:.6g}" for name, value in found.items()}
-            if done and row.keys() != next(iter(done.values())).keys():
-                raise UserError(f"{output} has other columns: name another file as --output")
-            done[key] = row
-            save(output, list(done.values()))
+            rows.add(output, done, row, len(KEYS))
             log.info(", ".join(f"{name} {value}" for name, value in row.items()))
     return [done[key] for key in wanted]
 
@@ -115,43 +109,10 @@ def _timed(
     return images, (time.perf_counter() - start) / len(class_ids)
 
 
-def load(path: epath.PathLike) -> dict[tuple[str, ...], Row]:
-    """The rows of a file by what tells them apart, none if there is no file."""
-    if not epath.Path(path).exists():
-        return {}
-    reader = csv.DictReader(io.StringIO(epath.Path(path).read_text()))
-    if tuple(reader.fieldnames or ())[: len(KEYS)] != KEYS:
-        raise UserError(f"{path} is not a file of this program: name another as --output")
-    return {tuple(row[name] for name in KEYS): row for row in reader}
-
-
-def save(path: epath.PathLike, rows: Sequence[Row]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    files.write_text(path, text.getvalue())
-
-
-def summary(rows: Sequence[Row]) -> str:
-    """A Markdown table of the means over seeds, with the standard deviations of several."""
-    columns = [name for name in rows[0] if name not in KEYS]
-    shown = []
-    for key in dict.fromkeys((row["structure_stages"], row["flow_steps"]) for row in rows):
-        same = [row for row in rows if (row["structure_stages"], row["flow_steps"]) == key]
-        cells = []
-        for name in columns:
-            values = [float(row[name]) for row in same]
-            spread = f" ± {np.std(values, ddof=1):.2g}" if len(values) > 1 else ""
-            cells.append(f"{np.mean(values):.3g}{spread}")
-        shown.append((*key, *cells))
-    return markdown.table(("structure at", "steps", *columns), shown)
-
-
 def main() -> None:
     found = flags.FLAGS
     startup.start(found.workdir)
-    rows = sweep(
+    found_rows = sweep(
         found.config,
         found.workdir,
         found.output,
@@ -161,10 +122,10 @@ def main() -> None:
         found.num_samples,
     )
     print(
-        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {rows[0]['generator']}: "
+        f"{jax.devices()[0].device_kind}, jax {jax.__version__}, {found_rows[0]['generator']}: "
         f"{found.num_samples:,} samples of each of {len(found.seeds)} seeds"
     )
-    print(summary(rows))
+    print(rows.summary(found_rows, TITLES, KEYS))
 
 
 if __name__ == "__main__":

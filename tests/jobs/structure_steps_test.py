@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from benchmarks import rows as csv_rows
 from benchmarks import structure_steps
 from nvg_jax.errors import UserError
 
@@ -36,7 +37,7 @@ def test_rows_that_are_there_are_not_measured_again(sweep, tmp_path, monkeypatch
         *(((), 1, count, 7) for count in (10, 20)),
         ((0, 1), 1, 20, 7),
     ]
-    held = structure_steps.load(tmp_path / "steps.csv").values()
+    held = csv_rows.load(tmp_path / "steps.csv", structure_steps.KEYS).values()
     assert list(held) == [*first, *rows[1:]]
     # Other runs and other noise give other samples.
     assert len({row["fid"] for row in held}) == 5
@@ -48,7 +49,7 @@ def test_the_summary_is_the_mean_over_seeds():
     fixed = {"generator": "step 6", "num_samples": "20", "structure_stages": "0", "flow_steps": "1"}
     rows = [fixed | {"seed": str(seed), "fid": str(fid)} for seed, fid in ((0, 2.0), (1, 5.0))]
     rows.append(fixed | {"flow_steps": "2", "seed": "0", "fid": "1.25"})
-    shown = structure_steps.summary(rows).splitlines()
+    shown = csv_rows.summary(rows, structure_steps.TITLES, structure_steps.KEYS).splitlines()
     assert shown[0] == "| structure at | steps | fid |"
     assert shown[2:] == [f"| 0 | 1 | 3.5 ± {np.sqrt(4.5):.2g} |", "| 0 | 2 | 1.25 |"]
 
