@@ -4,7 +4,7 @@ from configs import small
 
 
 def get_config():
-    config = small.get_config(epochs=2)
+    config = small.get_config(epochs=2.6)
     small.without_frozen_networks(config)
 
     data = config.data
@@ -30,12 +30,15 @@ def get_config():
     training.checkpoint_every = 500
 
     model = config.generator.model
+    model.depth = 4
+    model.content_width = model.structure_width = 128
     model.structure_heads = 2
     training = config.generator.training
-    training.batch_size = 32  # Small, for many steps in little time.
-    training.learning_rate = 2e-3
-    training.warmup_steps = 100
-    training.ema_decay = 0.995
+    training.batch_size = 32
+    training.stage_stride = 4  # Cheap steps, for many of them in little time.
+    training.learning_rate = 1e-3
+    training.warmup_steps = 200
+    training.ema_decay = 0.998
     training.log_every = 100
     training.image_every = 1_000
 
