@@ -1,6 +1,6 @@
 """NVG-d20 on ImageNet at 256 x 256."""
 
-from configs import base
+from nvg_jax.configs import base
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """A small NVG on scikit-learn's handwritten digits: minutes on a laptop's CPU, start to finish."""
 
-from configs import small
+from nvg_jax.configs import small
 
 
 def get_config():

@@ -1,6 +1,6 @@
 """A small NVG on Fashion-MNIST's photographs of clothes."""
 
-from configs import small
+from nvg_jax.configs import small
 
 
 def get_config():

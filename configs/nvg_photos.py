@@ -1,6 +1,6 @@
 """A small NVG on crops of two photographs: the tokenizer's complete loss, minutes on a CPU."""
 
-from configs import small
+from nvg_jax.configs import small
 
 
 def get_config():

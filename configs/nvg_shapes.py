@@ -1,6 +1,6 @@
 """A small NVG on rendered scenes whose masks are known: does structure mean something?"""
 
-from configs import small
+from nvg_jax.configs import small
 
 
 def get_config():

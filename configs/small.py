@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from configs import base
+from nvg_jax.configs import base
 
 
 def get_config(epochs: float) -> ml_collections.ConfigDict:

@@ -4,6 +4,8 @@ import ctypes
 import os
 import time
 
+__version__ = "0.2.0.dev0"
+
 START_TIME = time.monotonic()  # Of the process, but for what Python itself needs.
 
 # TensorFlow prepares data and writes summaries; without this it opens with notes on its arithmetic.

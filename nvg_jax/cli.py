@@ -18,7 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import ConfigDict
 
-from nvg_jax import stopping
+from nvg_jax import configs, stopping
 from nvg_jax.errors import UserError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
@@ -109,12 +109,18 @@ class _Stream:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """Reads the flags and the config file that `--config` names."""
+    """Reads the flags and the config that `--config` gives by its path or name."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", "-config", nargs="?")
-    config_file = parser.parse_known_args(argv[1:])[0].config
-    if config_file is not None:
-        _try_config(*config_file.split(":", 1))
+    given, others = parser.parse_known_args(argv[1:])
+    if given.config is not None:
+        config, *argument = given.config.split(":", 1)
+        file = configs.find(config)
+        if not file:
+            known = ", ".join(configs.names())
+            sys.exit(f"error: no config {config or '(an empty name)'}: name a file or {known}")
+        _try_config(file, *argument)
+        argv = [argv[0], f"--config={':'.join([file, *argument])}", *others]
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -133,8 +139,6 @@ def _leave_flags(argv: list[str]) -> list[str]:
 
 def _try_config(file: str, *argument: str) -> None:
     """Ends with a line if a config file, which is a program, does not give a config."""
-    if not os.path.isfile(file):
-        sys.exit(f"error: no config file {file or '(an empty name)'}")
     try:
         config = runpy.run_path(file)["get_config"](*argument)
     except Exception as error:

@@ -1,4 +1,7 @@
-"""The command line: `python -m nvg_jax.main --config=configs/nvg_digits.py --workdir=DIR`."""
+"""The command line: `python -m nvg_jax.main --config=configs/nvg_digits.py --workdir=DIR`.
+
+Installed, it is `nvg-jax --config=nvg_digits --workdir=DIR`.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ from nvg_jax import cli, files
 
 JOBS = ("train", "tokenize", "sample", "control", "reconstruct", "evaluate", "export", "compile")
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File path of the config.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The config: its path or name.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and results.")
 _JOB = flags.DEFINE_enum("job", "train", JOBS, "What to do.")
 _STRICT = flags.DEFINE_bool("strict", False, "Short for --config.control.strict.")

@@ -14,6 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import base
+from nvg_jax import configs
 from nvg_jax import main as command_line
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,6 +28,7 @@ RUN_BY_TESTS = {
     "nvg_jax.interop.convert": "tests/interop/convert_test.py",
     "--config=configs/nvg_photos.py": "tests/photos_test.py",
     "--job=compile": "tests/jobs/compilation_test.py",
+    "nvg-jax": "tests/package_test.py",
     "launch/local.sh": "tests/distributed_test.py",
     "launch/tpu_pod.sh": "tests/launch_test.py",
     "launch/gpu_slurm.sbatch": "tests/launch_test.py",
@@ -64,6 +66,8 @@ def program(words: list[str]) -> tuple[str, list[str]]:
     if "-m" in words and words[words.index("-m") - 1].startswith("python"):
         start = words.index("-m") + 1
         return words[start], words[start + 1 :]
+    if words[0] == "nvg-jax":
+        return "nvg_jax.main", words[1:]
     for index, word in enumerate(words):
         if word.endswith(".sbatch") and words[index + 1 :] != ["..."]:
             return "nvg_jax.main", words[index + 1 :]
@@ -85,6 +89,9 @@ def parse_flags(module: str, arguments: list[str]) -> None:
         for name in set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) - {"config"}:
             flags.DEFINE_string(name, None, "", flag_values=values)
     argv = [module, *arguments]
+    for index, word in enumerate(argv):
+        if word.startswith("--config="):
+            argv[index] = f"--config={configs.find(word.removeprefix('--config='))}"
     config_flags.DEFINE_config_file("config", None, "", flag_values=values, sys_argv=argv)
     assert values(argv)[1:] == [], "not a flag"
     if any(argument.startswith("--config=") for argument in arguments):
@@ -124,6 +131,7 @@ def test_every_program_and_job_that_is_shown_is_run():
     shown = {f"--job={job}" for job in command_line.JOBS if job != "train"}
     for _, words in COMMANDS:
         module, _ = program(words)
+        shown |= {words[0]} & {"nvg-jax"}
         shown |= {module} - {"", "venv"}
         shown |= {word for word in words if word.startswith(("launch/", "--config=configs/"))}
     script = (ROOT / ".ci" / "run").read_text()

@@ -4,10 +4,6 @@ import hashlib
 import importlib
 import pathlib
 import re
-import shutil
-import subprocess
-import sys
-import zipfile
 
 import jax.numpy as jnp
 import pytest
@@ -17,8 +13,6 @@ from nvg_jax import pretrained
 from nvg_jax.generator.model import build_generator
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.weights import save_weights, saved_architecture
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def mistakes(folder: pathlib.Path) -> list[str]:
@@ -61,18 +55,3 @@ def test_cards_say_what_is_in_the_files(folder):
     card.write_text(card.read_text().replace("nvg_shapes", "nvg_digits"))
     file.write_bytes(file.read_bytes()[:-1] + b"\0")
     assert mistakes(folder) == ["SHA-256 of generator.safetensors"]
-
-
-def test_an_installed_package_has_them(folder, tmp_path):
-    source = tmp_path / "source"
-    (source / "nvg_jax" / "pretrained").mkdir(parents=True)
-    for name in ("pyproject.toml", "requirements.txt", "LICENSE", "nvg_jax/__init__.py"):
-        shutil.copy(ROOT / name, source / name)
-    shutil.copy(ROOT / "nvg_jax/pretrained/__init__.py", source / "nvg_jax/pretrained")
-    shutil.copytree(folder, source / "nvg_jax" / "pretrained" / "digits")
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "."]
-    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = source.glob("*.whl")
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if "digits" in name}
-    assert inside == {f"nvg_jax/pretrained/digits/{path.name}" for path in folder.iterdir()}
