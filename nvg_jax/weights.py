@@ -1,7 +1,8 @@
 """Weights for exchange: a directory of `weights/`, written by Orbax, and its `seal`; or one file.
 
 The seal is that of a training's steps (see `checkpoint`). A path that ends in `.safetensors` is a
-file (see `weights_file`). Both may be in a bucket (`gs://`).
+file (see `weights_file`). Both may be in a bucket (`gs://`); a file that is read also on the hub
+(`hf://`, see `hub`).
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from nvg_jax import seal, weights_file
+from nvg_jax import hub, seal, weights_file
 from nvg_jax.arrays import absolute, check_architecture, read_arrays
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
@@ -65,7 +66,7 @@ def load_weights(path: epath.PathLike, abstract_variables: PyTree, architecture:
     of `TrainCheckpointer.restore`. Raises UserError if these are no weights, are damaged, or of
     another architecture.
     """
-    path = absolute(path)
+    path = _located(path)
     if path.suffix == weights_file.SUFFIX:
         return weights_file.read(path, abstract_variables, architecture)
     check_architecture(path, architecture, saved_architecture(path))
@@ -76,7 +77,7 @@ def load_weights(path: epath.PathLike, abstract_variables: PyTree, architecture:
 
 def saved_architecture(path: epath.PathLike) -> str:
     """The line that weights were written with. Raises UserError if they are none, or damaged."""
-    path = absolute(path)
+    path = _located(path)
     if path.suffix == weights_file.SUFFIX:
         return weights_file.architecture(path)
     if not (path / seal.NAME).exists() or not (path / "weights").exists():
@@ -88,6 +89,10 @@ def saved_architecture(path: epath.PathLike) -> str:
     if damage:
         raise _damaged(path, damage)
     return content["architecture"]
+
+
+def _located(path: epath.PathLike) -> epath.Path:
+    return absolute(hub.local_file(str(path)) if hub.is_name(path) else path)
 
 
 def _damaged(path: epath.Path, damage: str) -> UserError:
