@@ -5,7 +5,7 @@ import ml_collections
 
 def get_config(
     depth: int,
-    epochs: float,
+    epochs: int | float,
     decay_start: float,
     decay_to: float,
     fsdp: int = 1,

@@ -5,7 +5,7 @@ import ml_collections
 from nvg_jax.configs import base
 
 
-def get_config(epochs: float) -> ml_collections.ConfigDict:
+def get_config(epochs: int | float) -> ml_collections.ConfigDict:
     """Sizes, numbers of steps and the data are still to be set. epochs: of the generator."""
     config = base.get_config(depth=3, epochs=epochs, decay_start=0.5, decay_to=0.05)
     config.data.eval_split = "test"
