@@ -20,7 +20,8 @@ from ml_collections import config_flags
 
 from nvg_jax import cli, files
 
-JOBS = ("train", "tokenize", "sample", "control", "reconstruct", "evaluate", "export", "compile")
+JOBS = ("train", "tokenize", "sample", "control", "edit", "reconstruct", "evaluate")
+JOBS += ("export", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File path of the config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and results.")
