@@ -154,6 +154,13 @@ def get_config(
     control.strict = False  # Refuse a map that is not balanced.
     control.num_samples = 4  # Rows in each half of the picture of the job `control`.
 
+    config.edit = edit = ml_collections.ConfigDict()
+    edit.image = ""  # An image's file, or an example as validation:7.
+    edit.mask = ""  # What is made anew: a mask's file, where it is bright, or a shape as left.
+    edit.invert = False  # Makes the rest anew.
+    edit.class_id = -1  # Of what is made; -1: none.
+    edit.num_samples = 8
+
     config.export = export = ml_collections.ConfigDict()
     export.format = "orbax"  # Directories; or 'safetensors', one file each.
     export.dtype = "float32"  # Of parameters; or 'bfloat16', 'float16', half as large.

@@ -23,7 +23,7 @@ _Number = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
 _Positive = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
 _Fraction = Annotated[float, Field(ge=0, le=1)]
 _BelowOne = Annotated[float, Field(ge=0, lt=1)]
-_Axis = Annotated[int, Field(ge=-1, le=_LARGEST)]
+_FromMinusOne = Annotated[int, Field(ge=-1, le=_LARGEST)]
 _PAIR = Field(min_length=2, max_length=2)
 _Ramp = Annotated[tuple[_Number, ...], _PAIR]
 # Metrics of samples and of nothing else.
@@ -53,9 +53,9 @@ TABLE: dict[str, Any] = {
     "data.num_classes": _Count,
     "data.image_size": _Count,
     "data.resize_ratio": Annotated[float, Field(ge=1, le=100)],
-    "mesh.data": _Axis,
-    "mesh.fsdp": _Axis,
-    "mesh.tensor": _Axis,
+    "mesh.data": _FromMinusOne,
+    "mesh.fsdp": _FromMinusOne,
+    "mesh.tensor": _FromMinusOne,
     "token_cache.num_crops": _Count,
     "token_cache.shard_size": _Count,
     "tokenizer.scale_batches": _Count,
@@ -91,6 +91,7 @@ TABLE: dict[str, Any] = {
     "guided.stages": _Count,
     "structure_gap.metrics": Annotated[tuple[Literal[_OF_SAMPLES], ...], Field(min_length=1)],
     "structure_gap.stages": tuple[_Whole, ...],
+    "edit.class_id": _FromMinusOne,
     "export.format": Literal["orbax", "safetensors"],
     "export.dtype": Literal["float32", "bfloat16", "float16"],
     "compile.tasks": tuple[Literal["tokenizer", "generator", "sample"], ...],

@@ -144,12 +144,19 @@ def balanced_split(
     `gumbel` noise the halves are drawn: the top half of `log p + gumbel`. (Normalising p within its
     cluster would change neither order.) Among equals the smaller position counts as the higher.
 
+    A position whose score is infinite is in the half that the sign names, however the others fall,
+    as long as no half is named by more positions than it has places. So it always is where they are
+    named by another structure in which they have the same labels: each half there holds all that
+    are named for it, and has as many places as here; the others fill up what is left of both.
+
     labels: balanced, in `[0, num_clusters)`; `num_clusters` may be traced.
     Returns balanced labels in `[0, 2 * num_clusters)`.
     """
     value = jnp.clip(scores, -1.0, 1.0) + 1.0
     if gumbel is not None:
         value = jnp.log(value) + gumbel
+    lowest = jnp.finfo(value.dtype).min  # The logarithm of zero does not count as named.
+    value = jnp.where(jnp.isinf(scores), scores, jnp.maximum(value, lowest))
     position = jnp.broadcast_to(jnp.arange(labels.shape[-1], dtype=labels.dtype), labels.shape)
     labels_in_order, _, position_in_order = jax.lax.sort(
         (labels, -value, position), dimension=-1, num_keys=3

@@ -23,7 +23,8 @@ from ml_collections import config_flags
 
 from nvg_jax import cli, files
 
-JOBS = ("train", "tokenize", "sample", "control", "reconstruct", "evaluate", "export", "compile")
+JOBS = ("train", "tokenize", "sample", "control", "edit", "reconstruct", "evaluate")
+JOBS += ("export", "compile")
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config: its path or name.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory for checkpoints and results.")

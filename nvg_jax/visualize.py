@@ -76,7 +76,7 @@ def strips(
     stages = stage_images.shape[1]
     for index, images in enumerate(stage_images):
         last = [] if originals is None else [originals[index]]
-        rows += [[*images, *last], _maps(structure[index], positions, stages)]
+        rows += [[*images, *last], structure_maps(structure[index], positions, stages)]
     captions = [f"stage {k}\n{2**k} token{'s' if k else ''}" for k in range(stages)]
     return table(rows, captions + ["original"] * (originals is not None), group=2, apart=stages)
 
@@ -85,13 +85,14 @@ def structure_strip(
     structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: int
 ) -> Picture:
     """The maps of the first stages of one structure, side by side."""
-    maps = _maps(structure, positions, stages)
+    maps = structure_maps(structure, positions, stages)
     return table([maps], [f"stage {stage}" for stage in range(stages)])
 
 
-def _maps(
+def structure_maps(
     structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: int
 ) -> list[Picture]:
+    """The maps of the first stages of one structure."""
     last_stage = granularity.last_stage(len(structure))
     leaves = structure.reshape(positions)
     return [structure_picture(leaves >> (last_stage - stage), stage) for stage in range(stages)]

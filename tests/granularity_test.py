@@ -152,6 +152,23 @@ def test_split_keeps_balance_and_nesting_whatever_the_scores(seed, stage, drawn)
     assert np.all(_sizes(children, 2 ** (stage + 1)) == LENGTH // 2 ** (stage + 1))
 
 
+@given(seeds, st.integers(0, LENGTH), st.booleans())
+def test_positions_that_keep_their_structure_always_leave_a_balanced_split(seed, num_kept, drawn):
+    structure, is_kept = _structure(seed), np.asarray(_structure(seed + 1)) < num_kept
+    labels = jnp.zeros((2, LENGTH), jnp.int32)
+    for stage in range(LAST_STAGE):
+        expected = granularity.labels_at(structure, stage + 1)
+        # Many on the bounds, whose logarithm is infinite as well.
+        scores = jnp.round(2 * _values(seed + stage, 2, LENGTH))
+        scores = jnp.where(is_kept, jnp.where(expected % 2, jnp.inf, -jnp.inf), scores)
+        gumbel = jax.random.gumbel(jax.random.key(seed), (2, LENGTH)) if drawn else None
+        children = granularity.balanced_split(scores, labels, 2**stage, gumbel)
+        np.testing.assert_array_equal(children // 2, labels)
+        np.testing.assert_array_equal(children[is_kept], expected[is_kept])
+        assert np.all(_sizes(children, 2 ** (stage + 1)) == LENGTH // 2 ** (stage + 1))
+        labels = children
+
+
 @given(seeds, st.integers(0, LAST_STAGE - 1))
 def test_split_puts_higher_scores_in_the_second_half(seed, stage):
     labels = granularity.labels_at(_structure(seed), stage)

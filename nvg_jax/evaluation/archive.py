@@ -38,7 +38,7 @@ def load_samples(path: epath.PathLike, image_size: int) -> Samples:
 
 def save_samples(path: epath.PathLike, samples: Samples) -> None:
     with files.replacing(path) as file:
-        np.savez(file, samples.images, samples.class_ids)
+        np.savez(file, *(array for array in samples if array is not None))
 
 
 def load(path: epath.PathLike, image_size: int) -> dict[str, np.ndarray]:

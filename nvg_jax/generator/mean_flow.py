@@ -113,6 +113,7 @@ class MeanFlow(StructureFlow):
         noise: Float[Array, "B L K"],
         guidance: Float[Array, ""] | None,
         num_steps: int,
+        kept: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B L K"]:
         """As of `StructureFlow`, in one pass a step. guidance: at most MAX_GUIDANCE."""
         guidance = jnp.float32(1) if guidance is None else guidance
@@ -133,7 +134,7 @@ class MeanFlow(StructureFlow):
                 more=jax.tree.map(of_all, more),
             )
 
-        return self.solve(velocity, structure, stage, noise, num_steps)
+        return self.solve(velocity, structure, stage, noise, num_steps, kept)
 
 
 def _scaled(guidance: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -7,7 +7,6 @@ is compiled for each of the large stages; those of up to SHARED_ROWS tokens shar
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -15,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
-from ml_collections import ConfigDict
 
-from nvg_jax import allowed, granularity, keys
+from nvg_jax import granularity, keys
 from nvg_jax.generator import content
 from nvg_jax.generator.model import Generator
+from nvg_jax.generator.settings import Settings, ramp, top_p_at
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.sharding import split_batch
 from nvg_jax.tokenizer.model import Tokenizer, canvas_scales
@@ -29,55 +28,6 @@ Stage = Int[Array | np.ndarray, ""]
 Number = Float[Array | np.ndarray, ""]
 
 SHARED_ROWS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to sample. Pairs are the values at the first and the last stage.
-
-    content_guidance, structure_guidance: classifier-free guidance, linear over stages; 1 is none.
-    temperature: of the tokens; 0 takes the most likely one.
-    top_k: how many of the likeliest tokens to draw from; 0 is all.
-    top_p: probability mass to draw from, falling as the geometric spacing of the stages grows.
-    flow_steps: steps of each run of the structure generator.
-    structure_stages: stages at which it runs; empty is all, as in the paper. A stage between takes
-        its split from what the last run has foreseen for it.
-    gumbel_split: whether the halves of a split are drawn, instead of taking the top half.
-    """
-
-    content_guidance: tuple[float, float] = (1.0, 3.5)
-    structure_guidance: tuple[float, float] = (1.0, 2.5)
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: tuple[float, float] = (1.0, 0.5)
-    flow_steps: int = 25
-    structure_stages: tuple[int, ...] = ()
-    gumbel_split: bool = False
-
-    def __post_init__(self) -> None:
-        """UserError, a ValueError, if a value is not one that `config.sampling` may have."""
-        allowed.check(dataclasses.asdict(self), "sampling")
-
-    @classmethod
-    def from_config(cls, config: ConfigDict) -> Settings:
-        """The part of a `config.sampling` that the loop needs."""
-        values = {field.name: config[field.name] for field in dataclasses.fields(cls)}
-        # A config that was read from JSON has lists.
-        return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
-
-
-def ramp(pair: tuple[float, float], stage: int, last_stage: int) -> float:
-    """A guidance at a stage: linear from the first to the last.
-
-    That of the structure ends there too, though the last structure generated follows stage K - 2.
-    """
-    return float(np.linspace(*pair, last_stage + 1)[stage])
-
-
-def top_p_at(top_p: tuple[float, float], stage: int, last_stage: int) -> float:
-    """Top-p at a stage: from one value to the other as `a` goes geometrically from 1 to K."""
-    a = np.geomspace(1.0, last_stage, last_stage + 1)[stage]
-    return float(top_p[0] + (top_p[1] - top_p[0]) * (a - 1.0) / max(last_stage - 1, 1))
 
 
 class Given(NamedTuple):
@@ -100,6 +50,19 @@ def given_structure(structure: Int[Array | np.ndarray, "B L"], stages: int) -> G
     return Given(GranularitySequence(structure, no_tokens), stages, 0)
 
 
+class Kept(NamedTuple):
+    """What is kept of an image, position by position: structure and content of some of them.
+
+    A cluster of any stage then has the kept positions that it has in the image, and as many others.
+    Its token is drawn if it has no kept ones; else it is the nearest to what these lack on average.
+
+    structure: the leaves of the kept positions, -1 at the others. latent: of the whole image.
+    """
+
+    structure: Int[Array | np.ndarray, "B L"]
+    latent: Float[Array | np.ndarray, "B L C"]
+
+
 class State(NamedTuple):
     """A batch of images on the way: what stays the same of each, and what is painted so far."""
 
@@ -110,6 +73,7 @@ class State(NamedTuple):
     canvas: Float[Array, "B L C"]
     structure: Int[Array, "B L"]
     tokens: Int[Array, "B heap"]
+    kept: Kept | None = None
 
 
 def sample(
@@ -122,17 +86,19 @@ def sample(
     image_keys: Key[Array, "B"],
     noise: Float[Array, "B L K"] | None = None,
     given: Given | None = None,
+    kept: Kept | None = None,
 ) -> GranularitySequence:
     """Generates one sequence for each class id.
 
-    An image depends on its class, its key and what is given of it alone, not on the batch around
-    it. `noise` takes the place of the structure noise drawn from the keys.
+    An image depends on its class, its key and what is given or kept of it, not on the batch around
+    it. `noise` takes the place of the structure noise drawn from the keys. What is given goes
+    before what is kept, which has to have the same structure there.
     """
     last_stage, params = generator.sizes.last_stage, generator_variables["params"]
     scales = canvas_scales(tokenizer_variables)
     sequence, structure_given, content_given = given or (None, 0, 0)
     runs = settings.structure_stages or range(last_stage)
-    state, scores = _start(generator, class_id, image_keys, noise), None
+    state, scores = _start(generator, class_id, image_keys, noise, kept), None
     for stage in range(last_stage + 1):
         number = np.int32(stage)  # As an argument of programs that serve all stages.
         if stage < content_given:
@@ -148,6 +114,8 @@ def sample(
             tokens = _draw_tokens(
                 generator, settings, rows, params["content"], missing, drawing, guidance, top_p
             )
+            if kept:
+                tokens = _keep_tokens(tokenizer, tokenizer_variables, state, tokens, number)
         state = _paint(tokenizer, tokenizer_variables, state, tokens, number)
         if stage == last_stage:
             break
@@ -169,6 +137,7 @@ def _start(
     class_id: Int[Array, "B"],
     image_keys: Key[Array, "B"],
     noise: Float[Array, "B L K"] | None,
+    kept: Kept | None,
 ) -> State:
     """The empty canvas, the structure of one cluster, and the noise of both models."""
     sizes, batch = generator.sizes, image_keys.shape[0]
@@ -178,7 +147,7 @@ def _start(
     canvas_noise = generator.content.noise(image_keys)
     tokens = jnp.zeros((batch, 2 * sizes.num_positions - 1), jnp.int32)
     arrays = jax.tree.map(split_batch, (noise, canvas_noise, canvas, structure, tokens))
-    return State(class_id, image_keys, *arrays)
+    return State(class_id, image_keys, *arrays, kept)
 
 
 def _guidance(pair: tuple[float, float], stage: int, last_stage: int) -> np.float32 | None:
@@ -202,7 +171,8 @@ def _missing(
 
     Of the L clusters the first 2^stage exist, so that one program serves all stages.
     """
-    each = jax.tree.map(lambda x: jnp.concatenate([x] * passes), state._replace(keys=None))
+    of_network = state._replace(keys=None, kept=None)
+    each = jax.tree.map(lambda x: jnp.concatenate([x] * passes), of_network)
     no_class = jnp.full_like(state.class_id, generator.sizes.num_classes)
     classes = jnp.concatenate([state.class_id, no_class])[: len(each.class_id)]
     taken = None
@@ -253,6 +223,24 @@ def _given_tokens(heap: Int[Array | np.ndarray, "B heap"], stage: Stage) -> Int[
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
+def _keep_tokens(
+    tokenizer: Tokenizer,
+    variables: Variables,
+    state: State,
+    tokens: Int[Array, "B L"],
+    stage: Stage,
+) -> Int[Array, "B L"]:
+    """With the nearest tokens in place of those of clusters that have kept positions."""
+    is_kept = state.kept.structure >= 0
+    labels = jnp.where(is_kept, granularity.labels_at(state.structure, stage), -1)  # -1: in none.
+    lacking = state.kept.latent - state.canvas
+    mean = granularity.cluster_mean(lacking, labels, lacking.shape[1])
+    nearest = tokenizer.apply(variables, mean, method=Tokenizer.nearest)
+    of_kept = jax.nn.one_hot(labels, lacking.shape[1], axis=1, dtype=bool).any(axis=-1)
+    return jnp.where(of_kept, nearest, tokens)
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
 def _paint(
     tokenizer: Tokenizer,
     variables: Variables,
@@ -281,7 +269,8 @@ def _scores(
 ) -> Float[Array, "B L K"]:
     """As the structure generator's `scores`."""
     given = (state.canvas, state.structure, stage, state.class_id, state.noise, guidance)
-    return generator.structure.scores(params, *given, settings.flow_steps)
+    structure = state.kept and state.kept.structure
+    return generator.structure.scores(params, *given, settings.flow_steps, structure)
 
 
 @functools.partial(jax.jit, static_argnames="is_drawn")
@@ -290,6 +279,10 @@ def _split(
 ) -> State:
     """With the clusters of the stage split by its channel of the scores."""
     scores = jnp.take(scores, stage, axis=-1)
+    if state.kept:
+        child = granularity.labels_at(state.kept.structure, stage + 1)
+        half = jnp.where(child % 2 == 1, jnp.inf, -jnp.inf)
+        scores = jnp.where(child < 0, scores, half)
     gumbel = None
     if is_drawn:
         stage_keys = keys.of_stage(state.keys, "split", stage)

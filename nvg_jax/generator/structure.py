@@ -208,12 +208,14 @@ class StructureFlow(nn.Module):
         noise: Float[Array, "B L K"],
         guidance: Float[Array, ""] | None,
         num_steps: int,
+        kept: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B L K"]:
         """How much each position belongs to the upper half of its cluster, in about [-1, 1].
 
         Channel `stage` is what this stage's split needs; those after it look ahead to the splits of
         later stages, before their content is known. By Euler steps from noise to structure.
         guidance: moves the velocity away from that of no class; None leaves it, in half the time.
+        kept: structure of positions that keep theirs, -1 at the others.
         """
         classes = [class_id]
         if guidance is not None:
@@ -239,7 +241,7 @@ class StructureFlow(nn.Module):
             velocity, without = jnp.split(velocity, 2)
             return without + guidance * (velocity - without)
 
-        return self.solve(velocity, structure, stage, noise, num_steps)
+        return self.solve(velocity, structure, stage, noise, num_steps, kept)
 
     @nn.nowrap
     def solve(
@@ -249,10 +251,12 @@ class StructureFlow(nn.Module):
         stage: Int[Array, ""],
         noise: Float[Array, "B L K"],
         num_steps: int,
+        kept: Int[Array, "B L"] | None = None,
     ) -> Float[Array, "B L K"]:
-        """Goes from noise to structure, holding the channels that are known.
+        """Goes from noise to structure, holding the channels that are known, and the positions.
 
         velocity: of the state at a time, on the way from there to a next time.
+        kept: as of `scores`; what they hold is on the straight way from their noise.
         """
         known, bits = self._known(stage), _embedding(structure, stage)
         times = jnp.asarray(flow_times(num_steps, self.sizes.num_positions), jnp.float32)
@@ -260,6 +264,9 @@ class StructureFlow(nn.Module):
         def step(state: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
             time, next_time = interval
             state += (next_time - time) * velocity(state, time, next_time)
+            if kept is not None:
+                held = next_time * noise + (1.0 - next_time) * _embedding(kept, noise.shape[-1])
+                state = jnp.where(kept[..., None] < 0, state, held)
             return jnp.where(known, bits, state), None
 
         start = jnp.where(known, bits, noise)

@@ -13,7 +13,7 @@ from nvg_jax import files, pixels, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.generator import sampler
 from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
-from nvg_jax.jobs.given import reference_image, reference_sequence
+from nvg_jax.jobs.given import named_image, reference_sequence
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import load_model
 from nvg_jax.progress import track
@@ -32,7 +32,7 @@ def control(config: ConfigDict, workdir: str) -> epath.Path | None:
     are the requested classes, each with noise of its own. Above them the reference after j stages.
 
     Raises:
-      UserError: no reference, or one that `given.reference_image` refuses; a map.
+      UserError: no reference, or one that `given.named_image` refuses; a map.
     """
     if config.control.structure:
         raise UserError(
@@ -45,7 +45,7 @@ def control(config: ConfigDict, workdir: str) -> epath.Path | None:
             f"or to an example as {config.data.eval_split}:0"
         )
     class_ids = requested_classes(config, config.control.num_samples)
-    image = reference_image(config)
+    image = named_image(config.data, config.control.reference)
     model = load_model(config, workdir)
     reference = reference_sequence(config, model.tokenizer, model.tokenizer_variables)
     decoded = inference.stage_images_of(model.tokenizer, model.tokenizer_variables, reference)

@@ -57,30 +57,32 @@ def requested_classes(config: ConfigDict, num_samples: int) -> Int[np.ndarray, "
 def generate(
     model: Model,
     settings: sampler.Settings,
-    class_ids: Sequence[int] | Int[np.ndarray, "N"],
+    class_ids: Sequence[int | None] | Int[np.ndarray, "N"],
     batch_size: int | None = None,
     seed: int | Key[Array, ""] = 0,
     given: sampler.Given | None = None,
     quiet: bool = False,
+    kept: sampler.Kept | None = None,
 ) -> Iterator[tuple[GranularitySequence, UInt8[np.ndarray, "_ height width 3"]]]:
     """Sequences and images of the class ids, batch by batch; `quiet`: no progress bar.
 
-    Sample n depends on its class, the seed, n and what is given of it alone, not on the batch size
-    or the devices. `given` holds one sequence for all samples, or one for each. Without a
-    `batch_size` there is one batch.
+    Sample n depends on its class, the seed, n and what is given or kept of it alone, not on the
+    batch size or the devices. `given` and `kept` hold one sequence or image for all samples, or one
+    for each. A class id may be None, for no class. Without a `batch_size` there is one batch.
 
     UserError, a ValueError, for class ids that the model has not learned.
     """
     num_classes = model.generator.sizes.num_classes
-    allowed.check(
-        {"classes": np.asarray(class_ids).tolist()}, "sampling", class_bounds(num_classes)
-    )
+    classes = [each for each in np.asarray(class_ids).tolist() if each is not None]
+    allowed.check({"classes": classes}, "sampling", class_bounds(num_classes))
     mesh = model.mesh
     count, shards = len(class_ids), sharding.num_batch_shards(mesh)
     whole = math.ceil(count / shards) * shards
     batch_size = min(batch_size or whole, whole)
     sharding.process_batch_size(batch_size, mesh, "config.sampling.batch_size")
+    class_ids = [num_classes if each is None else each for each in class_ids]
     class_ids = np.asarray(class_ids, np.int32)
+    of_all = {"sequence": given and given.sequence, "kept": kept}
     placement = sharding.batch_sharding(mesh)
     root = keys.named(seed, "samples")
 
@@ -88,12 +90,10 @@ def generate(
         """The samples of each batch that are asked for, and what the devices will have made."""
         for start in range(0, count, batch_size):
             rows = np.arange(start, start + batch_size) % count
-            of_batch = {"rows": rows, "class_id": class_ids[rows]}
-            if given:
-                of_batch["sequence"] = jax.tree.map(
-                    lambda x, rows=rows: np.asarray(x)[rows if len(x) > 1 else 0 * rows],
-                    given.sequence,
-                )
+            of_batch = jax.tree.map(
+                lambda x, rows=rows: np.asarray(x)[rows if len(x) > 1 else 0 * rows], of_all
+            )
+            of_batch |= {"rows": rows, "class_id": class_ids[rows]}
             placed = sharding.place_copies(of_batch, placement)
             with jax.set_mesh(mesh):
                 sequence = sampler.sample(
@@ -105,6 +105,7 @@ def generate(
                     placed["class_id"],
                     _keys(root, placed["rows"]),
                     given=given and given._replace(sequence=placed["sequence"]),
+                    kept=placed["kept"],
                 )
                 images = inference.images_of(model.tokenizer, model.tokenizer_variables, sequence)
             yield min(batch_size, count - start), (sequence, images)
@@ -175,16 +176,24 @@ def write_samples(config: ConfigDict, workdir: str, for_job: str) -> epath.Path 
             structure = np.asarray(given.sequence.structure[0])
             maps = visualize.structure_strip(structure, tokenizer.grid, given.structure_stages)
             visualize.save_png(folder / "given.png", maps)
-        request = config.copy_and_resolve_references()
-        sections = {name: request[name].to_dict() for name in ("sampling", "control")}
-        request = {"job": for_job, **model.sources, "seed": config.seed, **sections}
-        files.write_text(folder / "request.json", json.dumps(request, indent=2) + "\n")
+        save_request(folder, config, model, for_job, "control")
     log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), folder)
     if given:
         log.info("wrote the given structure: %s/given.png", folder)
     else:
         log.info("in strips.png %s", visualize.MAP_COLOURS)
     return folder
+
+
+def save_request(
+    folder: epath.Path, config: ConfigDict, model: Model, for_job: str, section: str
+) -> None:
+    """Writes `request.json`: of which weights samples were made and how; `section` of the config
+    says from what."""
+    request = config.copy_and_resolve_references()
+    sections = {name: request[name].to_dict() for name in ("sampling", section)}
+    request = {"job": for_job, **model.sources, "seed": config.seed, **sections}
+    files.write_text(folder / "request.json", json.dumps(request, indent=2) + "\n")
 
 
 def find_samples(workdir: str, **request: str) -> epath.Path | None:

@@ -1,13 +1,16 @@
-"""What the user gives of a picture: a map, or the first stages of a reference image."""
+"""What the user gives: a map, the first stages of a reference image, or a part to make anew."""
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from einops import reduce
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
@@ -28,7 +31,7 @@ def given_stages(config: ConfigDict, tokenizer: Tokenizer, variables: Variables)
     """What `config.control` gives of every sample, as one sequence; None if it gives nothing.
 
     UserError: a map and a reference together, content without a reference, stages of neither or
-    more than there are, or what `control.structure_from_map` and `reference_image` raise.
+    more than there are, or what `control.structure_from_map` and `named_image` raise.
     """
     wanted = config.control
     if wanted.structure and wanted.reference:
@@ -62,34 +65,73 @@ def reference_sequence(
     config: ConfigDict, tokenizer: Tokenizer, variables: Variables
 ) -> GranularitySequence:
     """The sequence of the reference image, a batch of one, as NumPy arrays."""
-    image = pixels.to_uint8(reference_image(config))
-    batches = streams.of_images(image[None], None, sharding.create_mesh(config.mesh), 1)
-    batch = next(iter(batches))
-    sequence = inference.sequences_of(tokenizer, variables, batch["image"])
-    return streams.gather(sequence, batch["mask"])
+    image = named_image(config.data, config.control.reference)
+    return tokenized(config, image, inference.sequences_of, tokenizer, variables)
 
 
-def reference_image(config: ConfigDict) -> Float[np.ndarray, "height width 3"]:
-    """The image in [-1, 1] that `config.control.reference` names.
+def tokenized(
+    config: ConfigDict,
+    image: Float[np.ndarray, "height width 3"],
+    by: Callable[..., Any],
+    tokenizer: Tokenizer,
+    variables: Variables,
+) -> Any:
+    """What a function of `tokenizer.inference` gives for a batch of one image, as NumPy arrays."""
+    mesh = sharding.create_mesh(config.mesh)
+    batch = next(iter(streams.of_images(pixels.to_uint8(image)[None], None, mesh, 1)))
+    return streams.gather(by(tokenizer, variables, batch["image"]), batch["mask"])
+
+
+def named_image(data: ConfigDict, name: str) -> Float[np.ndarray, "height width 3"]:
+    """The image in [-1, 1] of a name, for the images that `data`, a `config.data`, describes.
 
     An image file, of which the largest square in the middle is taken; or an example of the dataset
     as 'split:index'. UserError: there is no such file or example, or it is no image.
     """
-    name, size = config.control.reference, config.data.image_size
+    size = data.image_size
     if example := re.fullmatch(r"([^:+\[\]]+):([0-9]{1,18})", name):
         split, index = example[1], int(example[2])
-        count = pipeline.num_examples(config.data, split)
+        count = pipeline.num_examples(data, split)
         if index >= count:
             raise UserError(f"there is no example {name}: {split} has {count}, from 0 on")
         one = f"{split}[{index}:{index + 1}]"
-        return next(iter(pipeline.evaluation_batches(config.data, one, 1)))["image"][0]
+        return next(iter(pipeline.evaluation_batches(data, one, 1)))["image"][0]
     if not epath.Path(name).exists():
         raise UserError(
-            f"there is no file {name}: name an image, or an example as {config.data.eval_split}:0"
+            f"there is no file {name}: name an image, or an example as {data.eval_split}:0"
         )
     image = image_files.read_rgb(name)
     square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     return pixels.from_uint8(np.asarray(square))
+
+
+def edited_part(
+    config: ConfigDict, grid: tuple[int, int]
+) -> tuple[Bool[np.ndarray, "height width"], Bool[np.ndarray, "L"]]:
+    """The pixels that `config.edit` says to make anew, and the latent's positions that hold any.
+
+    The inside of a shape, or what is bright in an image file; with `config.edit.invert` the rest.
+    UserError: what `control.draw_shape` and `read_map` raise; nothing is left to make or to keep.
+    """
+    text, size = config.edit.mask, config.data.image_size
+    if control.is_shape(text):
+        levels = control.draw_shape(text, size)
+    else:
+        levels = control.read_map(text, size, grid)
+    if levels.min() == levels.max():
+        raise UserError(
+            f"{text} has one level only: paint white what is made anew and black what is kept"
+        )
+    part = (levels > (levels.min() + levels.max()) / 2) != config.edit.invert
+    scale = size // len(part)
+    part = np.kron(part, np.ones((scale, scale), bool))
+    free = reduce(part, "(h p) (w q) -> (h w)", "max", h=grid[0], w=grid[1])
+    if free.all():
+        raise UserError(
+            f"{text} leaves nothing to keep: each of the {grid[1]} x {grid[0]} positions of the "
+            "latent holds a part of what is made anew"
+        )
+    return part, free
 
 
 def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:

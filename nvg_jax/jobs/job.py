@@ -72,4 +72,7 @@ def check(config: ConfigDict) -> None:
 
 def class_bounds(num_classes: int) -> dict[str, Any]:
     """What a model with so many classes can be asked for, as `allowed.check` takes it."""
-    return {"sampling.classes": tuple[Annotated[int, Field(ge=0, lt=num_classes)], ...]}
+    return {
+        "sampling.classes": tuple[Annotated[int, Field(ge=0, lt=num_classes)], ...],
+        "edit.class_id": Annotated[int, Field(ge=-1, lt=num_classes)],
+    }

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from nvg_jax import pixels
 from nvg_jax.granularity import GranularitySequence
@@ -25,6 +25,14 @@ def sequences_of(
 ) -> GranularitySequence:
     """The sequences of images in [-1, 1]."""
     return tokenizer.apply(variables, images, method=Tokenizer.tokenize)[0]
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
+def latents_of(
+    tokenizer: Tokenizer, variables: Variables, images: Float[Array, "B height width 3"]
+) -> tuple[Float[Array, "B L C"], Int[Array, "B L"]]:
+    """The latents of images in [-1, 1], not quantized, and their structures."""
+    return tokenizer.apply(variables, images, method=Tokenizer.cluster)
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")

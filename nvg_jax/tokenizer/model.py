@@ -89,8 +89,7 @@ class Tokenizer(nn.Module):
         codebook_warmup: Bool[Array, ""] | None = None,
     ) -> Reconstruction:
         """Encodes, clusters, quantizes (as `Quantizer`) and decodes, with gradients."""
-        latent = self.encode(images)
-        structure = self._cluster(latent)
+        latent, structure = self.cluster(images)
         quantized = self.quantizer(latent, structure, codebook_warmup)
         return Reconstruction(self._decode(quantized.latent), structure, quantized)
 
@@ -102,13 +101,17 @@ class Tokenizer(nn.Module):
         self, images: Float[Array, "B height width 3"]
     ) -> tuple[GranularitySequence, Float[Array, "B canvases L C"]]:
         """The sequence of each image, and its canvases (as in `Quantized`)."""
-        latent = self.encode(images)
-        structure = self._cluster(latent)
+        latent, structure = self.cluster(images)
         quantized = self.quantizer(latent, structure)
         return GranularitySequence(structure, quantized.tokens), quantized.canvases
 
-    def _cluster(self, latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
-        return sharding.by_device(clustering.CLUSTERINGS[self.clustering], latent)
+    def cluster(
+        self, images: Float[Array, "B height width 3"]
+    ) -> tuple[Float[Array, "B L C"], Int[Array, "B L"]]:
+        """The continuous latent of each image, and the structure that follows from it."""
+        latent = self.encode(images)
+        cluster = clustering.CLUSTERINGS[self.clustering]
+        return latent, sharding.by_device(cluster, latent)
 
     def canvases(self, sequence: GranularitySequence) -> Float[Array, "B canvases L C"]:
         """The canvases before each stage and after the last one."""
@@ -119,6 +122,10 @@ class Tokenizer(nn.Module):
     ) -> Float[Array, "B L C"]:
         """What a stage adds to the canvas."""
         return self.quantizer.brush(tokens, labels, stage)
+
+    def nearest(self, vectors: Float[Array, "B N C"]) -> Int[Array, "B N"]:
+        """The token whose code is nearest to each vector."""
+        return self.quantizer.nearest(vectors)
 
     def decode(self, canvas: Float[Array, "B L C"]) -> Float[Array, "B height width 3"]:
         """The image of a canvas, of any stage, clipped to [-1, 1]."""

@@ -86,6 +86,10 @@ class Quantizer(nn.Module):
         """What a stage with these tokens and labels adds to the canvas; `stage` may be traced."""
         return self.refine(granularity.paint(self.codebook[tokens], labels), stage)
 
+    def nearest(self, vectors: Float[Array, "B N C"]) -> Int[Array, "B N"]:
+        """The code nearest to each vector."""
+        return jnp.argmin(self._squared_distance(vectors), axis=-1).astype(jnp.int32)
+
     def canvases(self, sequence: GranularitySequence) -> Float[Array, "B canvases L C"]:
         """The canvases before each stage and after the last one, from a finished sequence."""
         batch, length = sequence.structure.shape

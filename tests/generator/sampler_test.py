@@ -7,7 +7,7 @@ import pytest
 
 from nvg_jax import granularity, sharding
 from nvg_jax.generator import sampler
-from nvg_jax.generator.model import Generator
+from nvg_jax.generator.model import STRUCTURE_GENERATORS, Generator
 from nvg_jax.generator.sizes import Sizes, StackSizes
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.tokenizer import inference
@@ -103,7 +103,9 @@ def small():
 
     tokenizer_variables, generator_variables = init(tokenizer, 0), init(generator, 1)
 
-    def sample(class_id, keys, flow_steps=3, given=None, **changes) -> GranularitySequence:
+    def sample(
+        class_id, keys, flow_steps=3, given=None, kept=None, **changes
+    ) -> GranularitySequence:
         return sampler.sample(
             tokenizer,
             generator,
@@ -113,6 +115,7 @@ def small():
             jnp.asarray(class_id, jnp.int32),
             keys,
             given=given,
+            kept=kept,
         )
 
     return tokenizer, tokenizer_variables, sample
@@ -180,6 +183,92 @@ def test_given_stages_come_out_as_given_and_the_rest_varies(small):
             if structure_stages < 2 and not content_stages:
                 np.testing.assert_array_equal(found.structure, free.structure)
                 np.testing.assert_array_equal(found.tokens, free.tokens)
+
+
+@pytest.fixture(scope="module")
+def image(small):
+    """A latent, not quantized, and the sequence and the canvases that it is quantized to."""
+    tokenizer, variables, _ = small
+    images = jax.random.uniform(jax.random.key(8), (1, 8, 8, 3), minval=-1)
+    latent, structure = inference.latents_of(tokenizer, variables, images)
+    sequence = inference.sequences_of(tokenizer, variables, images)
+    np.testing.assert_array_equal(sequence.structure, structure)
+    return latent, sequence, tokenizer.apply(variables, sequence, method="canvases")
+
+
+def _kept(image, is_free, batch=4):
+    latent, sequence, _ = image
+    kept = sampler.Kept(jnp.where(is_free, -1, sequence.structure), latent)
+    return jax.tree.map(lambda x: jnp.repeat(x, batch, axis=0), kept)
+
+
+def test_an_image_that_is_kept_as_a_whole_comes_out_as_it_was(small, image):
+    keys = jax.random.split(jax.random.key(9), 4)
+    found = small[2]([0, 1, 2, 3], keys, kept=_kept(image, np.zeros((1, 16), bool)))
+    for array, expected in zip(found, image[1], strict=True):
+        np.testing.assert_array_equal(array, np.repeat(expected, 4, axis=0))
+
+
+@pytest.mark.parametrize("changes", [{}, {"gumbel_split": True}, {"structure_stages": (0,)}])
+def test_kept_positions_keep_their_structure_and_the_others_are_drawn(small, image, changes):
+    keys, is_free = jax.random.split(jax.random.key(10), 4), np.arange(16)[None] < 9
+    found = small[2]([0, 0, 0, 0], keys, kept=_kept(image, is_free), **changes)
+    np.testing.assert_array_equal(np.sort(found.structure), np.tile(np.arange(16), (4, 1)))
+    leaves = np.asarray(image[1].structure)[0]
+    np.testing.assert_array_equal(found.structure[:, 9:], np.tile(leaves[9:], (4, 1)))
+    assert len(np.unique(found.structure, axis=0)) > 1
+    free_leaves = granularity.stage_tokens(found.tokens, 4)[:, leaves[:9]]
+    assert all(len(np.unique(free_leaves[:, n])) > 1 for n in range(9))
+    # Stage 0 has kept positions: before anything is drawn, its token is that of their mean.
+    assert len(np.unique(found.tokens[:, 0])) == 1
+
+
+def test_what_is_kept_is_repaired_after_what_is_drawn_beside_it(small, image):
+    """All but one cluster are kept. Where they are, the latent is about as near as it was, and
+    nearer than with the image's own tokens, which what is drawn spoils."""
+    tokenizer, variables, sample = small
+    latent, sequence, canvases = image
+    keys = jax.random.split(jax.random.key(11), 4)
+    ratios = {"found": [], "own": []}
+    for cluster in range(4):
+        is_free = np.asarray(granularity.labels_at(sequence.structure, 2) == cluster)
+        found = sample([0, 1, 2, 3], keys, kept=_kept(image, is_free))
+        own = np.array(found.tokens)
+        for stage in range(5):
+            of_kept = granularity.labels_at(sequence.structure, stage)[~is_free]
+            heap = 2**stage - 1 + np.unique(of_kept)
+            own[:, heap] = sequence.tokens[0, heap]
+
+        def error(canvas, is_free=is_free):
+            return np.square(np.asarray(canvas - latent))[:, ~is_free[0]].mean()
+
+        for name, tokens in {"found": found.tokens, "own": jnp.asarray(own)}.items():
+            made = GranularitySequence(found.structure, tokens)
+            canvas = tokenizer.apply(variables, made, method="canvases")[:, -1]
+            ratios[name].append(error(canvas) / error(canvases[:, -1]))
+    assert np.mean(ratios["found"]) < 1.1
+    assert np.mean(ratios["found"]) < np.mean(ratios["own"])
+
+
+@pytest.mark.parametrize("name", STRUCTURE_GENERATORS)
+def test_structure_generators_hold_what_is_kept(name):
+    stack = StackSizes(depth=1, width=32, num_heads=1)
+    sizes = Sizes(stack, stack, (4, 4), 4, 16, 3, structure_generator=name)
+    network = Generator(sizes).structure
+    params = network.init_params(jax.random.key(0))
+    structure = _random_sequence(3, 2).structure
+    keys = jax.random.split(jax.random.key(12), 2)
+    noise, canvas = network.noise(keys), jax.random.normal(jax.random.key(13), (2, 16, 4))
+
+    def scores(kept):
+        given = (canvas, structure, jnp.int32(1), jnp.arange(2), noise, jnp.float32(2))
+        return np.asarray(network.scores(params, *given, 4, kept))
+
+    is_free = np.arange(16) < 6
+    held = scores(jnp.where(is_free, -1, structure))
+    bits = granularity.structure_embedding(structure, 4) - 1
+    np.testing.assert_array_equal(held[:, ~is_free], bits[:, ~is_free])
+    np.testing.assert_array_equal(scores(jnp.full((2, 16), -1)), scores(None))
 
 
 def test_structure_may_look_ahead(small):

@@ -77,6 +77,27 @@ def test_the_loss_draws_with_the_images_keys(golden, golden_sequences):
     assert 0 < time.min() and time.max() < 1
 
 
+def test_the_solver_holds_kept_positions_on_their_way(golden):
+    """Where all follow the first position, they move as it is held, from its noise to its bits."""
+    network = golden[0]
+    last_stage, length = network.sizes.last_stage, network.sizes.num_positions
+    noise = jax.random.normal(jax.random.key(0), (1, length, last_stage))
+    kept = jnp.full((1, length), -1).at[0, 0].set(length - 2)
+
+    def first(state, time, next_time):
+        return jnp.broadcast_to(state[:, :1], state.shape)
+
+    found = network.solve(first, jnp.zeros((1, length), int), jnp.int32(0), noise, 5, kept)
+    bits = np.array([1] * (last_stage - 1) + [-1])
+    times = structure_file.flow_times(5, length)
+    way = sum(
+        (after - t) * (t * noise[0, 0] + (1 - t) * bits)
+        for t, after in zip(times[:-1], times[1:], strict=True)
+    )
+    np.testing.assert_allclose(found[0, 0], bits)
+    np.testing.assert_allclose(found[0, 1:], noise[0, 1:] + way, atol=1e-5)
+
+
 def test_what_is_not_decided_yet_is_not_seen(golden, golden_sequences):
     network, *_, predict = golden
     lowest = 2 ** (network.sizes.last_stage - 3)

@@ -12,7 +12,7 @@ from nvg_jax import granularity, jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.generator.sampler import Given
-from nvg_jax.jobs.given import given_stages, reference_image
+from nvg_jax.jobs.given import given_stages, named_image
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,8 @@ def test_samples_have_the_first_stages_of_a_reference(trained, model, tmp_path):
     config.control.content = True
     for reference in ("test:5", path):
         config.control.reference = reference
-        np.testing.assert_allclose(reference_image(config), batch["image"][0], atol=1e-6)
+        found = named_image(config.data, reference)
+        np.testing.assert_allclose(found, batch["image"][0], atol=1e-6)
     given = given_stages(config, model.tokenizer, model.tokenizer_variables)
     expected = jax.tree.map(jnp.asarray, given.sequence)
     sequence = _sequences(config, model, given)

@@ -19,7 +19,7 @@ from nvg_jax import jobs
 from nvg_jax.checkpoint import restore_ema
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import load_samples
-from nvg_jax.jobs.given import given_stages
+from nvg_jax.jobs.given import edited_part, given_stages
 from nvg_jax.jobs.job import check
 from nvg_jax.weights import load_weights
 from tests.states import abstract
@@ -147,14 +147,20 @@ def image_files(draw):
 
 
 @settings(_SHARED, max_examples=200)
-@given(data=image_files(), use=st.sampled_from(["structure", "reference"]))
+@given(data=image_files(), use=st.sampled_from(["structure", "reference", "mask"]))
 def test_any_picture_is_used_or_refused(trained, model, tmp_path, data, use):
     config, _ = trained
     path = tmp_path / "picture"
     path.write_bytes(data)
     config = config.copy_and_resolve_references()
-    config.control[use] = str(path)
-    of_all = obeys(given_stages, config, model.tokenizer, model.tokenizer_variables)
+    of_all = None
+    if use == "mask":
+        config.edit.mask = str(path)
+        part = obeys(edited_part, config, model.tokenizer.grid)
+        assert part is None or part[0].any() and part[1].any() and not part[1].all()
+    else:
+        config.control[use] = str(path)
+        of_all = obeys(given_stages, config, model.tokenizer, model.tokenizer_variables)
     if of_all is not None:
         _, counts = np.unique(of_all.sequence.structure, return_counts=True)
         assert len(set(counts)) == 1, "its clusters are not equally large"
