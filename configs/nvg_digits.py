@@ -38,6 +38,7 @@ def get_config():
     sampling.content_guidance = (1.0, 5.0)
     sampling.structure_guidance = (1.0, 3.0)
     sampling.temperature = 0.8
+    sampling.flow_steps = 4
     evaluation = config.evaluation
     evaluation.num_samples = 500
     return config
