@@ -20,6 +20,7 @@ from ml_collections import ConfigDict, config_flags
 
 from benchmarks import rows
 from nvg_jax import cli, jobs, startup
+from nvg_jax.clustering import CLUSTERINGS
 from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,7 @@ TITLES = {"experiment": "experiment", "variant": "variant"}
 
 # What each variant of an experiment changes in the config.
 EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
-    "clusterings": {
-        name: {"tokenizer.model.clustering": name}
-        for name in ("greedy", "principal", "spatial", "random")
-    },
+    "clusterings": {name: {"tokenizer.model.clustering": name} for name in CLUSTERINGS},
     "switches": {  # The paper's Table 3.
         "full": {},
         "no structure RoPE": {"generator.model.structure_rope": False},
@@ -42,16 +40,13 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
         "drawn halves": {"sampling.gumbel_split": True},
     },
     "structure": {
-        "flow, 25 steps": {},
-        "flow, 2 steps": {"sampling.flow_steps": 2},
-        "flow, 1 step": {"sampling.flow_steps": 1},
-        **{
-            f"mean flow, {steps} step(s)": {
-                "generator.model.structure": "mean_flow",
-                "sampling.flow_steps": steps,
-            }
-            for steps in (4, 2, 1)
-        },
+        f"{name}, {steps} step(s)": {
+            "generator.model.structure": name,
+            "sampling.flow_steps": steps,
+            "sampling.structure_stages": (),
+        }
+        for name, numbers in (("flow", (25, 2, 1)), ("mean_flow", (4, 2, 1)))
+        for steps in numbers
     },
     "guidance": {
         "two passes": {},

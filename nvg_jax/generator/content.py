@@ -16,18 +16,10 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Key
 
 from nvg_jax import granularity, keys
+from nvg_jax.generator.numbers import SMOOTH, embed_number, number_layers
 from nvg_jax.generator.rope import rope_ids, with_class_token
 from nvg_jax.generator.sizes import Sizes
-from nvg_jax.generator.transformer import (
-    SMOOTH,
-    Head,
-    Stack,
-    dense,
-    embed,
-    embed_number,
-    embedding_init,
-    number_layers,
-)
+from nvg_jax.generator.transformer import Head, Stack, dense, dropping, embed, embedding_init
 from nvg_jax.granularity import GranularitySequence
 
 Params = Any
@@ -204,8 +196,7 @@ class Content(nn.Module):
             {"params": params},
             **given,
             guidance=guidance,
-            deterministic=drop_path_key is None,
-            rngs=None if drop_path_key is None else {"drop_path": drop_path_key},
+            **dropping(drop_path_key),
             mutable=["intermediates"],
         )
         if guidance is not None:

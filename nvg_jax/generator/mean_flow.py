@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from nvg_jax import keys
-from nvg_jax.generator.structure import Params, StructureFlow, training_arguments
+from nvg_jax.generator.structure import Params, StructureFlow
+from nvg_jax.generator.transformer import dropping
 from nvg_jax.granularity import GranularitySequence
 
 MAX_GUIDANCE = 4.0
@@ -77,7 +78,7 @@ class MeanFlow(StructureFlow):
 
         def mean_velocity(state: Array, start: Array, interval: Array) -> Array:
             more = {"start": start, "interval": interval, "guidance": _scaled(guidance)}
-            arguments = inputs | training_arguments(drop_path_key)
+            arguments = inputs | dropping(drop_path_key)
             return network.apply({"params": params}, state, time=end, more=more, **arguments)
 
         def velocity(state: Array, class_id: Int[Array, "N"]) -> Array:

@@ -177,7 +177,7 @@ def _missing(
     classes = jnp.concatenate([state.class_id, no_class])[: len(each.class_id)]
     taken = None
     if generator.sizes.guided_content:
-        taken = jnp.float32(1) if guidance is None else guidance
+        taken = jnp.full(classes.shape, 1.0 if guidance is None else guidance)
     final_canvas = generator.content.apply(
         {"params": params},
         each.canvas,
@@ -186,7 +186,7 @@ def _missing(
         classes,
         scales,
         each.canvas_noise,
-        guidance=None if taken is None else jnp.full(classes.shape, taken),
+        guidance=taken,
     )
     labels = granularity.labels_at(each.structure, stage)
     length = generator.sizes.num_positions

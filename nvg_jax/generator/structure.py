@@ -18,17 +18,10 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from nvg_jax import granularity, keys
+from nvg_jax.generator.numbers import SMOOTH, embed_number, number_layers
 from nvg_jax.generator.rope import rope_ids, with_class_token
 from nvg_jax.generator.sizes import Sizes
-from nvg_jax.generator.transformer import (
-    SMOOTH,
-    Head,
-    Stack,
-    dense,
-    embed,
-    embed_number,
-    number_layers,
-)
+from nvg_jax.generator.transformer import Head, Stack, dense, dropping, embed
 from nvg_jax.granularity import GranularitySequence
 
 Params = Any
@@ -154,7 +147,7 @@ class StructureFlow(nn.Module):
             t * examples.noise + (1.0 - t) * examples.structure_bits,
             time=time,
             **examples.inputs,
-            **training_arguments(drop_path_key),
+            **dropping(drop_path_key),
         )
         error = examples.noise - velocity - examples.structure_bits
         return self.by_stage(jnp.mean(error**2, axis=(1, 2)))
@@ -277,13 +270,6 @@ class StructureFlow(nn.Module):
         """Which channels are known at a stage."""
         known = jnp.arange(self.sizes.last_stage) < stage[..., None]
         return known & self.sizes.known_structure
-
-
-def training_arguments(drop_path_key: Key[Array, ""] | None) -> dict[str, Any]:
-    """Arguments of `apply` that drop paths, given a key."""
-    if drop_path_key is None:
-        return {"deterministic": True}
-    return {"deterministic": False, "rngs": {"drop_path": drop_path_key}}
 
 
 def _embedding(structure: Int[Array, "B L"], stage: int | Int[Array, ""]) -> Float[Array, "B L K"]:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from nvg_jax.generator import splash
 from nvg_jax.generator.rope import Rotation, by_halves, rope_angles, rotate, rotation
@@ -29,7 +29,6 @@ REMAT = {
 }
 xavier = nn.initializers.xavier_uniform()
 embedding_init = nn.initializers.normal(0.02)
-SMOOTH = 10.0  # The fastest frequency of `number_features` where they are to be differentiated.
 
 
 def dense(
@@ -89,30 +88,11 @@ def embed(num_embeddings: int, features: int, name: str | None = None) -> nn.Emb
     return nn.Embed(num_embeddings, features, embedding_init=embedding_init, name=name)
 
 
-def number_layers(
-    width: int, name: str | None = None, last_init: Any = xavier
-) -> tuple[nn.Dense, nn.Dense]:
-    """The layers of `embed_number`, `<name>_in` and `<name>_out`; without a name in `setup`."""
-    names = (f"{name}_in", f"{name}_out") if name else (None, None)
-    first = dense(width, jnp.float32, names[0], (None, "hidden"))
-    return first, dense(width, jnp.float32, names[1], ("hidden", "embed"), last_init)
-
-
-def embed_number(
-    number: Float[Array, "B"], first: nn.Dense, last: nn.Dense, fastest: float
-) -> Float[Array, "B D"]:
-    """Embeds a number in [0, 1] by two layers on its `number_features`."""
-    return last(nn.silu(first(number_features(number, fastest))))
-
-
-def number_features(
-    number: Float[Array, "B"], fastest: float, num_features: int = 64
-) -> Float[Array, "B F"]:
-    """Cosines, then sines of a number, at frequencies from the fastest to its 10,000th part."""
-    half = num_features // 2
-    frequency = jnp.exp(-jnp.log(10_000.0) * jnp.arange(half) / half)
-    angle = fastest * number[:, None] * frequency
-    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+def dropping(drop_path_key: Key[Array, ""] | None) -> dict[str, Any]:
+    """Arguments of `apply` of a network with a `Stack`, which drops paths if there is a key."""
+    if drop_path_key is None:
+        return {"deterministic": True}
+    return {"deterministic": False, "rngs": {"drop_path": drop_path_key}}
 
 
 def _head_by_head(

@@ -7,7 +7,7 @@ import pytest
 
 from nvg_jax import granularity
 from nvg_jax.generator import structure as structure_file
-from nvg_jax.generator.transformer import number_features
+from nvg_jax.generator.numbers import number_features
 
 
 @pytest.fixture(scope="module")
