@@ -23,6 +23,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 def config(tiny_config):
     """With a discriminator, whose state is part of what must not get lost."""
     tiny_config.data.image_size = 16
+    tiny_config.data.resize_ratio = 1.25  # Of several crops, so that both trainings read images.
     tiny_config.frozen.random = True
     tiny_config.tokenizer.model.multipliers = (1, 1, 1)
     training = tiny_config.tokenizer.training
@@ -211,7 +212,6 @@ def test_a_token_cache_on_a_full_disk(config, tmp_path):
             "--config.token_cache.shard_size=200",
             "--config.token_cache.batch_size=50",
             "--config.token_cache.num_crops=4",
-            "--config.data.resize_ratio=1.25",
         ]
         disk.fill(leave=600_000)
         result = run(arguments)

@@ -26,6 +26,7 @@ def command(config, workdir) -> list[str]:
     changes = {
         "data.data_dir": config.data.data_dir,
         "data.image_size": config.data.image_size,
+        "data.resize_ratio": config.data.resize_ratio,
         "frozen.random": config.frozen.random,
         "tokenizer.scale_batches": config.tokenizer.scale_batches,
         "sampling.num_samples": 10,
