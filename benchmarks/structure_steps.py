@@ -6,7 +6,8 @@
 The model is that of the workdir, or of `--config.pretrained`; what the numbers need, as the small
 classifier, is made in the workdir. They are those of `config.evaluation.structure_gap.metrics`.
 A sample has the same class and noise in all rows of a seed. Seconds are wall time of sampling and
-decoding after a first batch, which compiles. Rows that the file holds are not measured again.
+decoding after a first batch, which compiles, and of which a picture shows ten, beside the file.
+Rows that the file holds are not measured again.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from __future__ import annotations
 import itertools
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 from absl import flags
+from etils import epath
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import rows
-from nvg_jax import cli, sharding, startup
+from nvg_jax import cli, sharding, startup, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import metric, reference
 from nvg_jax.evaluation.archive import Samples
@@ -77,20 +79,17 @@ def sweep(
     needs = frozenset().union(*(kind.needs for kind in kinds))
     given_reference = reference.given(config, needs)
     class_ids = requested_classes(config, num_samples)
-    done, warm = rows.load(output, KEYS), set()
+    done, size = rows.load(output, KEYS), config.sampling.batch_size
     with jax.set_mesh(sharding.create_mesh(config.mesh)):
         model = load_model(config, workdir)
         resources = resources_of(config, workdir, model, needs, given_reference)
         about = (model.sources["generator"], str(num_samples))
         wanted = [(*about, *key, seed) for seed in seeds for key in settings]
+        _side_by_side(model, settings, class_ids[:size], int(seeds[0]), output)
         for key in wanted:
             if key in done:
                 continue
-            of_key, seed, size = settings[key[2:4]], int(key[4]), config.sampling.batch_size
-            if of_key not in warm:
-                _timed(model, of_key, class_ids[:size], size, seed)
-                warm.add(of_key)
-            images, seconds = _timed(model, of_key, class_ids, size, seed)
+            images, seconds = _timed(model, settings[key[2:4]], class_ids, size, int(key[4]))
             resources.samples = Samples(images, class_ids)
             found = {"seconds_per_image": seconds} | metric.of_samples(names, resources)
             row = dict(zip(KEYS, key, strict=True))
@@ -98,6 +97,22 @@ def sweep(
             rows.add(output, done, row, len(KEYS))
             log.info(", ".join(f"{name} {value}" for name, value in row.items()))
     return [done[key] for key in wanted]
+
+
+def _side_by_side(
+    model: Model,
+    settings: Mapping[tuple[str, str], Settings],
+    class_ids: np.ndarray,
+    seed: int,
+    output: str,
+) -> None:
+    """Writes samples of each setting, a row of them, which have the same noise in every row."""
+    found = [
+        _timed(model, each, class_ids, len(class_ids), seed)[0][:10] for each in settings.values()
+    ]
+    path = epath.Path(output).with_suffix(".png")
+    visualize.save_png(path, visualize.grid(np.concatenate(found), columns=len(found[0])))
+    log.info("rows of %s: %s", path, ", ".join(f"{name} {steps}" for name, steps in settings))
 
 
 def _timed(

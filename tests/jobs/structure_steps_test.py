@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks import rows as csv_rows
 from benchmarks import structure_steps
@@ -28,15 +29,20 @@ def test_rows_that_are_there_are_not_measured_again(sweep, tmp_path, monkeypatch
         return generate(model, settings, class_ids, size, seed)
 
     monkeypatch.setattr(structure_steps, "generate", counted)
-    assert sweep(["1", "3"], ["all"], ["0"]) == first and asked == []
+    assert sweep(["1", "3"], ["all"], ["0"]) == first
+    picture = [((), steps, 10, 0) for steps in (1, 3)]
+    assert asked == picture
+    asked.clear()
     rows = sweep(["1"], ["all", "0+1"], ["0", "7"])
     assert rows[0] == first[0]
-    # Each setting once for a batch of 10, which compiles, before its samples.
+    # A batch of each setting for the picture, which compiles, before what is measured.
     assert asked == [
-        *(((0, 1), 1, count, 0) for count in (10, 20)),
-        *(((), 1, count, 7) for count in (10, 20)),
-        ((0, 1), 1, 20, 7),
+        *((stages, 1, 10, 0) for stages in ((), (0, 1))),
+        ((0, 1), 1, 20, 0),
+        *((stages, 1, 20, 7) for stages in ((), (0, 1))),
     ]
+    with Image.open(tmp_path / "steps.png") as shown:
+        assert shown.width > 4 * shown.height and np.asarray(shown).std() > 10
     held = csv_rows.load(tmp_path / "steps.csv", structure_steps.KEYS).values()
     assert list(held) == [*first, *rows[1:]]
     # Other runs and other noise give other samples.
