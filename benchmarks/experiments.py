@@ -45,7 +45,7 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
             "sampling.flow_steps": steps,
             "sampling.structure_stages": (),
         }
-        for name, numbers in (("flow", (25, 2, 1)), ("mean_flow", (4, 2, 1)))
+        for name, numbers in (("flow", (25, 2, 1)), ("mean_flow", (4, 2, 1)), ("masked", (8, 2, 1)))
         for steps in numbers
     },
     "guidance": {

@@ -102,7 +102,8 @@ def get_config(
     generator.model.attention = "xla"  # Or 'splash', on TPUs; 'cudnn', on GPUs with bfloat16.
     generator.model.dtype = "bfloat16"
     generator.model.guided_content = False  # Takes its guidance as an input: no second pass.
-    generator.model.structure = "flow"  # Or 'mean_flow', for few steps without a second pass.
+    # Or, for few steps, 'masked', or 'mean_flow', which needs no second pass.
+    generator.model.structure = "flow"
     # The ablations of the paper's Table 3 turn these around one at a time.
     generator.model.noised_canvas = False
     generator.model.known_structure = True  # In the structure model's input; else pure noise.

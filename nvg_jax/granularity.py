@@ -132,6 +132,20 @@ def paint(values: Float[Array, "B N C"], labels: Int[Array, "B L"]) -> Float[Arr
     return jnp.take_along_axis(values, labels[..., None], axis=1)
 
 
+def rank_in_cluster(
+    values: Float[Array, "B L"], labels: Int[Array, "B L"], num_clusters: int | Int[Array, ""]
+) -> Int[Array, "B L"]:
+    """How many positions of the same cluster come before each, from the highest value down.
+
+    Of equal values the smaller position comes first. labels: balanced, in `[0, num_clusters)`, of
+    which `num_clusters` may be traced.
+    """
+    position = jnp.broadcast_to(jnp.arange(labels.shape[-1], dtype=labels.dtype), labels.shape)
+    ordered = jax.lax.sort((labels, -values, position), dimension=-1, num_keys=3)[-1]
+    rank = position % (labels.shape[-1] // num_clusters)
+    return jax.lax.sort((ordered, rank), dimension=-1, num_keys=1)[-1]
+
+
 def balanced_split(
     scores: Float[Array, "B L"],
     labels: Int[Array, "B L"],
@@ -157,15 +171,9 @@ def balanced_split(
         value = jnp.log(value) + gumbel
     lowest = jnp.finfo(value.dtype).min  # The logarithm of zero does not count as named.
     value = jnp.where(jnp.isinf(scores), scores, jnp.maximum(value, lowest))
-    position = jnp.broadcast_to(jnp.arange(labels.shape[-1], dtype=labels.dtype), labels.shape)
-    labels_in_order, _, position_in_order = jax.lax.sort(
-        (labels, -value, position), dimension=-1, num_keys=3
-    )
-    cluster_size = labels.shape[-1] // num_clusters
-    upper = position % cluster_size < cluster_size // 2
-    children_in_order = 2 * labels_in_order + upper.astype(labels.dtype)
-    _, children = jax.lax.sort((position_in_order, children_in_order), dimension=-1, num_keys=1)
-    return children
+    half = labels.shape[-1] // (2 * num_clusters)
+    upper = rank_in_cluster(value, labels, num_clusters) < half
+    return 2 * labels + upper.astype(labels.dtype)
 
 
 def shared_out(arrays: Sequence[Array], stride: int) -> Array:

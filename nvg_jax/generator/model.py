@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from nvg_jax import allowed, keys
 from nvg_jax.errors import UserError
 from nvg_jax.generator.content import Content
+from nvg_jax.generator.masked import MaskedBits
 from nvg_jax.generator.mean_flow import MeanFlow
 from nvg_jax.generator.rope import rope_axis_dims
 from nvg_jax.generator.sizes import Sizes, StackSizes
@@ -18,7 +19,7 @@ from nvg_jax.generator.structure import StructureFlow
 from nvg_jax.generator.transformer import ATTENTION, REMAT
 from nvg_jax.tokenizer.model import build_tokenizer
 
-STRUCTURE_GENERATORS = {"flow": StructureFlow, "mean_flow": MeanFlow}
+STRUCTURE_GENERATORS = {"flow": StructureFlow, "mean_flow": MeanFlow, "masked": MaskedBits}
 CHOICES = {  # Of `config.generator.model`.
     "generator.model.dtype": Literal["float32", "bfloat16"],
     "generator.model.remat": Literal[tuple(REMAT)],

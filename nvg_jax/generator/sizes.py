@@ -92,12 +92,12 @@ class Sizes:
     def begun_as(self, architecture: str) -> Sizes:
         """The same sizes with what training may change, as it stands in another's line.
 
-        That is the number of classes; a mean flow may have been a flow, and what takes the guidance
-        may have been without.
+        That is the number of classes; another structure generator may have been a flow, and what
+        takes the guidance may have been without.
         """
         found = re.search(r"\b(\d+) classes", architecture)
         changes: dict[str, Any] = {"num_classes": int(found[1])} if found else {}
-        if self.structure_generator == "mean_flow" and "structure by" not in architecture:
+        if "structure by" not in architecture:
             changes["structure_generator"] = "flow"
         if "guided content" not in architecture:
             changes["guided_content"] = False

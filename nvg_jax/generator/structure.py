@@ -210,6 +210,30 @@ class StructureFlow(nn.Module):
         guidance: moves the velocity away from that of no class; None leaves it, in half the time.
         kept: structure of positions that keep theirs, -1 at the others.
         """
+        predict = self.guided(params, canvas, structure, stage, class_id, guidance)
+        return self.solve(
+            lambda state, time, _: predict(state, jnp.full(class_id.shape, time)),
+            structure,
+            stage,
+            noise,
+            num_steps,
+            kept,
+        )
+
+    @nn.nowrap
+    def guided(
+        self,
+        params: Params,
+        canvas: Float[Array, "B L C"],
+        structure: Int[Array, "B L"],
+        stage: Int[Array, ""],
+        class_id: Int[Array, "B"],
+        guidance: Float[Array, ""] | None,
+    ) -> Callable[[Float[Array, "B L K"], Float[Array, "B"]], Float[Array, "B L K"]]:
+        """What the network says of a state and its times, moved away from what it says of no class.
+
+        guidance: how far; None leaves it, in one pass of the network instead of two.
+        """
         classes = [class_id]
         if guidance is not None:
             classes.append(jnp.full_like(class_id, self.sizes.num_classes))
@@ -219,22 +243,22 @@ class StructureFlow(nn.Module):
         def each(x: Array) -> Array:
             return jnp.concatenate([x] * passes)
 
-        def velocity(state: Array, time: Array, next_time: Array) -> Array:
-            velocity = self.apply(
+        def predict(state: Array, time: Array) -> Array:
+            found = self.apply(
                 {"params": params},
                 each(state),
                 each(canvas),
                 each(structure),
                 jnp.full_like(classes, stage),
-                jnp.full(classes.shape, time),
+                each(time),
                 classes,
             )
             if guidance is None:
-                return velocity
-            velocity, without = jnp.split(velocity, 2)
-            return without + guidance * (velocity - without)
+                return found
+            found, without = jnp.split(found, 2)
+            return without + guidance * (found - without)
 
-        return self.solve(velocity, structure, stage, noise, num_steps, kept)
+        return predict
 
     @nn.nowrap
     def solve(

@@ -32,9 +32,15 @@ log = logging.getLogger(__name__)
 def sampling_settings(config: ConfigDict) -> sampler.Settings:
     """The part of a run's config that `generate` needs.
 
-    UserError if a network that takes its guidance is to be guided more than it was in training.
+    UserError if a network that takes its guidance is to be guided more than it was in training, or
+    one that does not look ahead is not to run at every stage.
     """
     settings, model = sampler.Settings.from_config(config.sampling), config.generator.model
+    if model.structure == "masked" and settings.structure_stages:
+        raise UserError(
+            f"config.sampling.structure_stages={settings.structure_stages}: masked bits tell "
+            "nothing of later stages: leave it empty, as ()"
+        )
     for name, takes_it, most in (
         ("structure", model.structure == "mean_flow", mean_flow.MAX_GUIDANCE),
         ("content", model.guided_content, content.MAX_GUIDANCE),

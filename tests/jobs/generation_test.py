@@ -37,6 +37,9 @@ def test_bad_requests_are_one_clear_line(trained):
         config.sampling.structure_guidance = guidance
         with pytest.raises(UserError, match="structure_guidance=.*trained with guidance from 1 to"):
             jobs.sampling_settings(config)
+    config.generator.model.structure, config.sampling.structure_stages = "masked", (0,)
+    with pytest.raises(UserError, match=r"structure_stages=\(0,\): masked bits tell nothing"):
+        jobs.sampling_settings(config)
 
 
 def test_samples_take_nobodys_place(trained, tmp_path):
