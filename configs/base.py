@@ -19,7 +19,7 @@ def get_config(
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.pretrained = ""  # Weights of nvg_jax/pretrained, where no checkpoint is named below.
+    config.pretrained = ""  # Weights by name, where no checkpoint is named below: docs/weights.md.
 
     config.data = data = ml_collections.ConfigDict()
     data.dataset = "imagenet2012"
@@ -45,7 +45,7 @@ def get_config(
     cache.shard_size = 32_768  # Sequences a file.
 
     config.frozen = frozen = ml_collections.ConfigDict()
-    frozen.directory = ""  # Where `nvg_jax.interop.fetch` put the weights; empty: its default.
+    frozen.directory = ""  # Where `nvg_jax.interop.fetch` put things; empty: its default.
     frozen.random = False  # Random weights in their place, for trials without a download.
 
     config.tokenizer = tokenizer = ml_collections.ConfigDict()
@@ -188,7 +188,8 @@ def get_config(
     evaluation.batch_size = 32  # Images on each device at a time.
     evaluation.num_samples = 50_000  # 0: only what needs no samples.
     evaluation.samples = ""  # An .npz file of samples to measure in place of new ones.
-    evaluation.reference = ""  # An .npz file to measure against; empty: the training split.
+    # An .npz file to measure against, or 'adm_imagenet256', fetched; empty: the training split.
+    evaluation.reference = ""
     evaluation.features = "inception"  # Or 'classifier', trained on the dataset.
     evaluation.classifier = classifier = ml_collections.ConfigDict()
     classifier.epochs = 20.0

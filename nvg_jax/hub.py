@@ -1,4 +1,5 @@
-"""Weights on the Hugging Face hub, named `hf://owner/repository/path.safetensors[@revision]`."""
+"""Files on the Hugging Face hub; weights there are named `hf://owner/repository/path.safetensors`,
+with `@revision` at the end if it is not the main branch."""
 
 import functools
 import logging
@@ -16,17 +17,25 @@ _NAME = re.compile(PREFIX + r"([^/@]+/[^/@]+)/([^@]+\.safetensors)(?:@([^@]+))?"
 
 @functools.cache
 def local_file(name: str) -> str:
-    """The path of a file on the hub in the cache of the hub's client, once it is there.
+    """The path of weights on the hub, as `download` gives it; a process sees one revision of each.
 
-    As that client does: the revision is a branch, a tag or a commit, by default the main branch; a
-    newer file there is downloaded; where the hub cannot be reached or `HF_HUB_OFFLINE` is set, what
-    is in the cache is taken. A process sees one revision of a name.
-
-    Raises UserError if it is no such name, the client is not installed, or it gives no file.
+    Raises UserError if it is no such name, or as `download`.
     """
     parts = _NAME.fullmatch(name)
     if not parts:
         raise _no_name(name)
+    return download(name, *parts.groups())
+
+
+def download(name: str, repository: str, path: str, revision: str | None = None) -> str:
+    """The path of a file on the hub in the cache of the hub's client, once it is there.
+
+    As that client does: the revision is a branch, a tag or a commit, by default the main branch; a
+    newer file there is downloaded; where the hub cannot be reached or `HF_HUB_OFFLINE` is set, what
+    is in the cache is taken.
+
+    Raises UserError, which begins with `name`, if the client is not installed or gives no file.
+    """
     try:
         import httpx2
         import huggingface_hub
@@ -35,8 +44,11 @@ def local_file(name: str) -> str:
         raise UserError(
             f"{name} needs the package {error.name}: pip install {error.name}"
         ) from error
-    repository, path, revision = parts.groups()
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        huggingface_hub.logging.set_verbosity_error()  # What is wrong is said here, in one line.
     log_in = "log in with `hf auth login`, or set HF_TOKEN"
+    refused = f"{name}: {constants.ENDPOINT} refuses your token"
+    refused += f": make one that may read gated repositories, and {log_in}"
     try:
         file = huggingface_hub.hf_hub_download(repository, path, revision=revision)
     except errors.GatedRepoError as error:
@@ -52,6 +64,8 @@ def local_file(name: str) -> str:
             f"{name}: {repository} has no revision {revision}: name a branch, a tag or a commit"
         ) from error
     except errors.LocalEntryNotFoundError as error:
+        if _status(error.__cause__) == 403:
+            raise UserError(refused) from error
         if constants.is_offline_mode():
             why = "HF_HUB_OFFLINE is set: unset it"
         else:
@@ -64,6 +78,8 @@ def local_file(name: str) -> str:
     except ValueError as error:
         raise _no_name(name) from error
     except (OSError, httpx2.HTTPError) as error:
+        if _status(error) in (401, 403):
+            raise UserError(refused) from error
         raise UserError(
             f"{name} cannot be downloaded ({_line(error)}): try again, with room in "
             f"{constants.HF_HUB_CACHE}"
@@ -80,6 +96,11 @@ def is_name(path: str | os.PathLike) -> bool:
 def _no_name(name: str) -> UserError:
     form = f"{PREFIX}owner/repository/path.safetensors"
     return UserError(f"{name} is not of the form {form} or {form}@revision: name such a file")
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The status that an answer had, where an error is of one."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def _line(error: BaseException | None) -> str:

@@ -1,75 +1,34 @@
 """Weights on a hub: a server here that speaks its protocol, and real processes that ask it."""
 
-import http.server
 import os
 import pathlib
-import re
 import subprocess
 import sys
-import threading
 
 import pytest
 
 from nvg_jax import pretrained
 from nvg_jax.errors import UserError
 from nvg_jax.weights import saved_architecture
+from tests import hub_server
+from tests.hub_server import COMMITS, TOKEN
 
 ROOT = pathlib.Path(__file__).parents[1]
-COMMITS = {"main": "a" * 40, "v1": "b" * 40}
-TOKEN = "hf_of-one-who-has-agreed"
-FILES = {"some.safetensors": b"new" * 1000, "cut.safetensors": bytes(10_000)}
-
-
-class Hub(http.server.BaseHTTPRequestHandler):
-    """A repository, people/digits, and a gated one with the same files."""
-
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self):
-        path = re.fullmatch(r"/(\w+/\w+)/resolve/(\w+)/(.*)", self.path)
-        if not path:
-            return self.answer(404)
-        repository, revision, name = path.groups()
-        commit = COMMITS.get(revision, revision)
-        if repository == "people/gated" and self.headers["Authorization"] != f"Bearer {TOKEN}":
-            return self.answer(403, {"X-Error-Code": "GatedRepo"})
-        if repository not in ("people/digits", "people/gated"):
-            return self.answer(401, {"X-Error-Code": "RepoNotFound"})
-        if commit not in COMMITS.values():
-            return self.answer(404, {"X-Error-Code": "RevisionNotFound"})
-        if name not in FILES and not (pretrained.FOLDER / name).is_file():
-            return self.answer(404, {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": commit})
-        content = FILES.get(name) or (pretrained.FOLDER / name).read_bytes()
-        if commit == COMMITS["v1"]:
-            content = b"old" + content
-        if name.startswith("cut") and self.headers["Range"]:
-            self.close_connection = True
-            return None
-        self.answer(200, {"X-Repo-Commit": commit, "ETag": f'"{hash(content)}"'}, content)
-
-    do_GET = do_HEAD
-
-    def answer(self, status, headers=(), content=b""):
-        self.send_response(status)
-        for name, value in dict(headers).items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            if self.path.endswith("/cut.safetensors"):
-                content, self.close_connection = content[: len(content) // 2], True
-            self.wfile.write(content)
-
-    def log_message(self, *_):
-        pass
+FILES = {"some.safetensors": hub_server.File(b"new" * 1000)}
+FILES["cut.safetensors"] = hub_server.File(bytes(10_000), cut=True)
 
 
 @pytest.fixture(scope="module")
 def server():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    """A repository, people/digits, and a gated one with the same files."""
+    files = dict(FILES)
+    for path in pretrained.FOLDER.glob("digits/*.safetensors"):
+        files[f"digits/{path.name}"] = hub_server.File(path.read_bytes())
+    old = {name: hub_server.File(b"old" + file.content) for name, file in files.items()}
+    revisions = {"main": files, "v1": old}
+    repositories = {"people/digits": revisions, "people/gated": revisions}
+    with hub_server.serve(repositories, gated="people/gated") as address:
+        yield address
 
 
 @pytest.fixture
@@ -83,13 +42,15 @@ def ask(server, tmp_path):
         done = subprocess.run(
             [sys.executable, str(ROOT / "tests" / "programs" / "hub_files.py"), *names],
             env=kept
-            | {"HF_ENDPOINT": server, "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": paths}
+            | hub_server.environment(server, str(tmp_path / "cache"), PYTHONPATH=paths)
             | environment,
             capture_output=True,
             text=True,
             check=False,
         )
         assert done.returncode == 0, done.stderr
+        said = [line for line in done.stderr.splitlines() if "B/s]" not in line]
+        assert not said, "the hub's client says something itself"
         return done.stdout.splitlines()
 
     return ask
@@ -98,8 +59,9 @@ def ask(server, tmp_path):
 def test_a_file_is_downloaded_at_its_revision_and_then_taken_from_the_cache(ask):
     new, old = "hf://people/digits/some.safetensors", "hf://people/digits/some.safetensors@v1"
     files = ask(new, old, f"{new}@{COMMITS['main']}")
+    new_content = FILES["some.safetensors"].content
     contents = [pathlib.Path(file).read_bytes() for file in files]
-    assert contents == [FILES["some.safetensors"], b"old" + FILES["some.safetensors"], contents[0]]
+    assert contents == [new_content, b"old" + new_content, new_content]
     assert ask(new, old, HF_HUB_OFFLINE="1") == files[:2]
     nowhere = "http://127.0.0.1:1"
     assert ask(new, HF_ENDPOINT=nowhere) == files[:1]
@@ -126,7 +88,13 @@ def test_why_there_is_no_file_is_one_line(ask, server):
 
 def test_a_token_opens_what_is_gated(ask):
     (file,) = ask("hf://people/gated/some.safetensors", HF_TOKEN=TOKEN)
-    assert pathlib.Path(file).read_bytes() == FILES["some.safetensors"]
+    assert pathlib.Path(file).read_bytes() == FILES["some.safetensors"].content
+
+
+@pytest.mark.parametrize("token", [hub_server.WRONG, hub_server.FINE_GRAINED])
+def test_a_token_that_is_refused_is_said(ask, server, token):
+    (line,) = ask("hf://people/gated/some.safetensors", HF_TOKEN=token)
+    assert f": {server} refuses your token: make one that may read gated repositories, and" in line
 
 
 def test_what_is_not_in_the_cache_is_not_asked_for_offline(ask, tmp_path):
@@ -164,7 +132,7 @@ def test_a_job_takes_weights_of_the_hub(server, tmp_path):
                 for name in names
             ),
         ],
-        env=os.environ | {"HF_ENDPOINT": server, "HF_HOME": str(tmp_path / "cache")},
+        env=os.environ | hub_server.environment(server, str(tmp_path / "cache")),
         capture_output=True,
         text=True,
         check=False,

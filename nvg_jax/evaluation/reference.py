@@ -26,11 +26,21 @@ from nvg_jax.data.token_cache import fingerprint
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import archive, streams
 from nvg_jax.evaluation.distribution import Accumulator, Statistics
-from nvg_jax.frozen.weights import Frozen
+from nvg_jax.frozen.weights import Frozen, PublishedFile, downloads
 
 log = logging.getLogger(__name__)
 
 _NUM_IMAGES = 10_000  # As many as the ADM evaluation suite's references hold.
+
+
+# Its statistics are of the whole training set, as the original Inception network sees it.
+PUBLISHED = PublishedFile(
+    "adm_imagenet256",
+    "the ADM evaluation suite's reference batch of ImageNet at 256 x 256, with 10,000 images",
+    "https://openaipublic.blob.core.windows.net/diffusion/jul-2021/ref_batches/imagenet/256/"
+    "VIRTUAL_imagenet256_labeled.npz",
+    "ImageNet's terms of access",
+)
 
 
 class Reference(NamedTuple):
@@ -81,12 +91,24 @@ def given(config: ConfigDict, needs: Set[str]) -> Reference | None:
     path = config.evaluation.reference
     if not path or "reference" not in needs:
         return None
+    if path == PUBLISHED.name:
+        path = published(config.frozen.directory)
+        if not path.exists():
+            raise UserError(
+                f"config.evaluation.reference={PUBLISHED.name} is not in {path}: run `python -m "
+                f"nvg_jax.interop.fetch {PUBLISHED.name}` first"
+            )
     reference = load(path, config.data.image_size)
     if "reference_images" in needs and reference.images is None:
         raise UserError(f"{path} has no images (arr_0), which precision_recall needs")
     if "reference_spatial" in needs and reference.spatial is None and reference.pool is not None:
         raise UserError(f"{path} has no statistics for sfid (mu_s, sigma_s)")
     return reference
+
+
+def published(directory: epath.PathLike = "") -> epath.Path:
+    """Where the published reference is put when it is fetched; directory as of frozen networks."""
+    return downloads(directory) / PUBLISHED.file_name
 
 
 def of_split(config: ConfigDict, workdir: str, network: Frozen, mesh: Mesh) -> Reference:

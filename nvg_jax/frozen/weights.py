@@ -133,6 +133,11 @@ def weights_directory(directory: epath.PathLike = "") -> epath.Path:
     ).expanduser()
 
 
+def downloads(directory: epath.PathLike = "") -> epath.Path:
+    """Where published files are put; directory as of `weights_directory`."""
+    return weights_directory(directory) / "downloads"
+
+
 def load(name: str, directory: epath.PathLike = "", random: bool = False) -> dict[str, Any]:
     """The variables of a frozen network.
 

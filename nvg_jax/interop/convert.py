@@ -74,7 +74,7 @@ def _tokenizer_tensors(tokenizer: str, generator: str, generator_tensors: Tensor
         return given
     if not carried:
         if not tokenizer:
-            raise UserError(f"{generator} carries no tokenizer: give one with --tokenizer")
+            raise UserError(f"{generator} carries no tokenizer: give its file as well")
         print(f"{generator} carries no tokenizer, with which {tokenizer} could be compared")
         return given
     if not tokenizer:

@@ -145,7 +145,7 @@ def agreeing_copy(tokenizer: Tensors, carried: Tensors) -> str:
         )
     raise UserError(
         f"the tokenizer is not the one on which the generator was trained: {'; '.join(problems)}. "
-        "Leave --tokenizer out to take the one that the generator's file carries"
+        "Leave its file out to take the one that the generator's file carries"
     )
 
 

@@ -59,7 +59,7 @@ def check(config: ConfigDict) -> None:
         | {"evaluation.metrics": tuple[Literal[tuple(METRICS)], ...]},
     )
     if config.pretrained:
-        pretrained.folder(config.pretrained)
+        pretrained.folder(config.pretrained, config.frozen.directory)
     sizes = build_generator(config).sizes  # Which go together with those of the tokenizer.
     with_structure = Annotated[int, Field(ge=0, lt=max(sizes.last_stage - 1, 1))]
     given = Annotated[int, Field(ge=0, le=sizes.last_stage + 1)]

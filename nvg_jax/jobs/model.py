@@ -72,7 +72,7 @@ def given_weights(config: ConfigDict, name: str) -> str:
     """
     if config[name].checkpoint or not config.pretrained:
         return config[name].checkpoint
-    return str(pretrained.folder(config.pretrained) / f"{name}.safetensors")
+    return pretrained.weights(config.pretrained, name, config.frozen.directory)
 
 
 def _load(

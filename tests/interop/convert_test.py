@@ -136,7 +136,7 @@ def test_the_carried_tokenizer_is_taken_and_another_one_refused(
     assert str(error.value) == (
         f"the tokenizer is not the one on which the generator was trained: {number} of {number} "
         f"raw tensors differ, the first {next(iter(tokenizer_dict))}; 1 of {number} averaged "
-        f"tensors differ, the first {bias}. Leave --tokenizer out to take the one that the "
+        f"tensors differ, the first {bias}. Leave its file out to take the one that the "
         "generator's file carries"
     )
     assert not (tmp_path / "other").exists()
@@ -163,7 +163,7 @@ def test_nothing_is_written_unless_everything_fits(
     for tokenizer, generator, message in (
         (tokenizer_file, path, "nvgformer.structure_embed.bias is missing"),
         ("", "", "nothing to convert"),
-        ("", bare_generator_file, "bare.ckpt carries no tokenizer: give one with --tokenizer"),
+        ("", bare_generator_file, "bare.ckpt carries no tokenizer: give its file as well"),
         (neither, generator_file, "trained: there are no raw ones; there are no averaged ones"),
         (neither, "", "the checkpoint is no tokenizer: no encoder"),
         (tokenizer_file, tokenizer_file, "no tensor nvgformer.scale_factors"),

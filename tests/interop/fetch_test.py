@@ -243,7 +243,7 @@ def test_interrupted_writing_is_started_over(published, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["vgg"], "error: unknown network vgg: choose from lpips, dino, dinov2, inception"),
+        (["vgg"], "error: unknown name vgg: choose from lpips, dino, dinov2, inception"),
         (
             ["--file=vgg=a.pth"],
             "error: --file vgg=a.pth is not NAME=PATH with one of the names vgg16",
