@@ -205,13 +205,14 @@ def golden_sequences(golden_generator_tokenizer) -> Sequences:
 def run_program() -> Callable[..., str]:
     """Runs a program of tests/programs on so many simulated devices; gives what it prints."""
 
-    def run(name: str, *arguments: str, devices: int, **environment: str) -> str:
+    def run(name: str, *arguments: str, devices: int, input: str = "", **environment: str) -> str:
         flags = f"--xla_force_host_platform_device_count={devices}"
         done = subprocess.run(
             [sys.executable, str(TESTS / "programs" / f"{name}.py"), *arguments],
             env=os.environ
             | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(TESTS.parent)}
             | environment,
+            input=input,
             capture_output=True,
             text=True,
             check=False,

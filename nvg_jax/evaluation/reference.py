@@ -26,7 +26,7 @@ from nvg_jax.data.token_cache import fingerprint
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import archive, streams
 from nvg_jax.evaluation.distribution import Accumulator, Statistics
-from nvg_jax.frozen.weights import Frozen, PublishedFile, downloads
+from nvg_jax.frozen.weights import Frozen, PublishedFile, downloads, how_to_fetch
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,8 @@ def given(config: ConfigDict, needs: Set[str]) -> Reference | None:
     if path == PUBLISHED.name:
         path = published(config.frozen.directory)
         if not path.exists():
-            raise UserError(
-                f"config.evaluation.reference={PUBLISHED.name} is not in {path}: run `python -m "
-                f"nvg_jax.interop.fetch {PUBLISHED.name}` first"
-            )
+            advice = how_to_fetch(PUBLISHED.name, config.frozen.directory)
+            raise UserError(f"config.evaluation.reference: {path} is not there: {advice}")
     reference = load(path, config.data.image_size)
     if "reference_images" in needs and reference.images is None:
         raise UserError(f"{path} has no images (arr_0), which precision_recall needs")

@@ -138,6 +138,12 @@ def downloads(directory: epath.PathLike = "") -> epath.Path:
     return weights_directory(directory) / "downloads"
 
 
+def how_to_fetch(name: str, directory: epath.PathLike = "") -> str:
+    """What to do about something published that is not there."""
+    option = f" --directory={directory}" if directory else ""
+    return f"run `python -m nvg_jax.interop.fetch {name}{option}` first"
+
+
 def load(name: str, directory: epath.PathLike = "", random: bool = False) -> dict[str, Any]:
     """The variables of a frozen network.
 
@@ -154,11 +160,7 @@ def load(name: str, directory: epath.PathLike = "", random: bool = False) -> dic
         return jax.jit(network.init)(jax.random.key(0))
     where = weights_directory(directory) / name
     if not where.exists():
-        option = f" --directory={directory}" if directory else ""
-        raise UserError(
-            f"no weights of {name} in {where}: run `python -m nvg_jax.interop.fetch {name}{option}`"
-            " first"
-        )
+        raise UserError(f"no weights of {name} in {where}: {how_to_fetch(name, directory)}")
     return load_weights(where, abstract(name), network.architecture)
 
 

@@ -10,7 +10,7 @@ import os
 import pathlib
 
 from nvg_jax.errors import UserError
-from nvg_jax.frozen.weights import weights_directory
+from nvg_jax.frozen.weights import how_to_fetch, weights_directory
 
 FOLDER = pathlib.Path(__file__).parent
 # Each released model, which is also the name of its config, and its file in the repository.
@@ -37,11 +37,8 @@ def folder(name: str, directory: str | os.PathLike = "") -> os.PathLike:
         raise UserError(f"config.pretrained={name!a} is not among the weights here: {known}")
     fetched = weights_directory(directory) / name
     if not fetched.exists():
-        option = f" --directory={directory}" if directory else ""
-        raise UserError(
-            f"config.pretrained={name} is not in {fetched}: run `python -m nvg_jax.interop.fetch "
-            f"{name}{option}` first"
-        )
+        advice = how_to_fetch(name, directory)
+        raise UserError(f"config.pretrained={name}: {fetched} is not there: {advice}")
     return fetched
 
 

@@ -77,6 +77,22 @@ def test_files_that_are_no_reference(arrays, message, tmp_path):
         reference.load(tmp_path / "file.npz", 4)
 
 
+def test_the_published_reference_is_found_where_it_was_fetched_to(tiny_config, tmp_path):
+    tiny_config.frozen.directory = str(tmp_path)
+    tiny_config.evaluation.reference = "adm_imagenet256"
+    needs = {"reference", "reference_images"}
+    path = tmp_path / "downloads" / "VIRTUAL_imagenet256_labeled.npz"
+    advice = f"run `python -m .*fetch adm_imagenet256 --directory={tmp_path}` first"
+    with pytest.raises(UserError, match=f"{path} is not there: {advice}"):
+        reference.given(tiny_config, needs)
+    path.parent.mkdir()
+    images, statistics = np.zeros((3, 8, 8, 3), np.uint8), {"mu": np.zeros(5), "sigma": np.eye(5)}
+    np.savez(path, arr_0=images, **statistics)
+    given = reference.given(tiny_config, needs)
+    np.testing.assert_array_equal(given.images, images)
+    np.testing.assert_array_equal(given.pool.covariance, np.eye(5))
+
+
 def test_damaged_files(tmp_path):
     whole = tmp_path / "whole.npz"
     np.savez(whole, arr_0=np.zeros((3, 4, 4, 3), np.uint8))

@@ -6,13 +6,14 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
+from configs import nvg_d16
 from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.generator.model import build_generator
 from nvg_jax.interop import convert, released
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.weights import load_weights
+from tests import released_model
 
 torch = pytest.importorskip("torch", reason="reads PyTorch checkpoints")
 
@@ -35,29 +36,22 @@ def _prefixed(prefix, state_dict, change=0):
 
 
 @pytest.fixture
-def config(golden_tokenizer, golden_generator):
-    """The golden generator and its tokenizer, as config."""
-    sizes = golden_tokenizer.arrays | golden_generator.arrays
-    depth = int(sizes["config.depth"])
-    config = base.get_config(depth=depth, epochs=1, decay_start=1.0, decay_to=0.0)
-    config.data.num_classes = int(sizes["config.num_classes"])
-    config.tokenizer.model.width = int(sizes["config.ch"])
-    config.tokenizer.model.multipliers = tuple(map(int, sizes["config.ch_mult"]))
-    factor = 2 ** (len(config.tokenizer.model.multipliers) - 1)
-    config.data.image_size = factor * golden_generator.arrays["latent"].shape[-1]
-    config.tokenizer.model.num_blocks = int(sizes["config.num_res_blocks"])
-    config.tokenizer.model.vocab_size = int(sizes["config.vocab"])
+def values(golden_tokenizer, golden_generator):
+    """The golden generator and its tokenizer, as values of the config."""
+    return released_model.config_values(golden_tokenizer, golden_generator)
+
+
+@pytest.fixture
+def config(values):
+    config = nvg_d16.get_config()
+    config.update_from_flattened_dict(values)
     return config
 
 
 @pytest.fixture
 def tokenizer_dict(golden_generator_tokenizer):
-    """The tokenizer under the golden generator, as it is released: averages beside raw weights."""
-    return {
-        name: tensor
-        for name, tensor in golden_generator_tokenizer.state_dict.items()
-        if not name.startswith("nvgformer.")
-    }
+    """As it is released: averages beside raw weights."""
+    return released_model.tokenizer_dict(golden_generator_tokenizer)
 
 
 @pytest.fixture
@@ -180,17 +174,10 @@ def test_a_place_that_is_taken_is_named_before_anything_is_read(config, tmp_path
 
 
 @pytest.mark.slow
-def test_command_says_how_to_use_the_weights_or_what_is_wrong(config, generator_file, tmp_path):
-    changes = {"data.num_classes": config.data.num_classes}
-    changes |= {"data.image_size": config.data.image_size}
-    changes |= {"tokenizer.model.vocab_size": config.tokenizer.model.vocab_size}
-    for name in ("width", "num_blocks", "multipliers"):
-        changes[f"tokenizer.model.{name}"] = config.tokenizer.model[name]
-    for name in ("depth", "content_width", "content_heads", "structure_width", "structure_heads"):
-        changes[f"generator.model.{name}"] = config.generator.model[name]
+def test_command_says_how_to_use_the_weights_or_what_is_wrong(values, generator_file, tmp_path):
     command = [
         *(sys.executable, "-m", "nvg_jax.interop.convert", "--config=configs/nvg_d16.py"),
-        *(f"--config.{name}={value}" for name, value in changes.items()),
+        *(f"--config.{name}={value}" for name, value in values.items()),
         *(f"--generator={generator_file}", f"--output={tmp_path}/out"),
     ]
     first, second = (

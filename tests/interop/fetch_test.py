@@ -16,10 +16,12 @@ import jax
 import numpy as np
 import pytest
 
+from nvg_jax import pretrained
+from nvg_jax.evaluation import reference
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.inception import NormedConv
 from nvg_jax.frozen.vit import VisionTransformer
-from nvg_jax.interop import fetch
+from nvg_jax.interop import fetch, fetch_released
 from nvg_jax.interop.frozen_names import frozen_variables
 from tests import published_networks
 
@@ -233,6 +235,22 @@ def test_files_of_another_network_are_refused(published, served, tmp_path, capsy
     assert not (tmp_path / "dinov2").exists()
 
 
+def test_the_reference_is_downloaded_once(server, served, tmp_path, monkeypatch, capsys):
+    (served / "batch.npz").write_bytes(b"<html>")
+    file = reference.PUBLISHED._replace(address=f"{server}/batch.npz")
+    monkeypatch.setattr(reference, "PUBLISHED", file)
+    arguments = ["adm_imagenet256", f"--directory={tmp_path}"]
+    assert fetch.main(arguments) == 1
+    assert "batch.npz gives is no .npz file" in _error_line(capsys)
+    np.savez(served / "batch.npz", arr_0=np.zeros((1, 8, 8, 3), np.uint8))
+    for is_there in ("now", "already"):
+        assert fetch.main(arguments) == 0
+        path = tmp_path / "downloads" / "batch.npz"
+        line = capsys.readouterr().out.splitlines()[-1]
+        assert line == f"adm_imagenet256 is {is_there} in {path}"
+    assert path.read_bytes() == (served / "batch.npz").read_bytes()
+
+
 def test_interrupted_writing_is_started_over(published, tmp_path):
     (tmp_path / "dino.partial" / "weights").mkdir(parents=True)
     assert fetch.main(["dino", f"--directory={tmp_path}"]) == 0
@@ -259,7 +277,9 @@ def test_wrong_arguments_are_named(arguments, message, capsys):
 def test_list_shows_every_file_with_its_licence(capsys):
     assert fetch.main(["--list"]) == 0
     listing = capsys.readouterr().out
-    for file in weights.FILES.values():
+    for name in pretrained.RELEASED:
+        assert fetch_released.address(name) in listing and fetch_released.LICENCE in listing
+    for file in (*weights.FILES.values(), reference.PUBLISHED):
         for part in (file.description, file.address, file.sha256_prefix, file.licence):
             assert part in listing
 
