@@ -16,6 +16,7 @@ import pytest
 
 from nvg_jax.errors import UserError
 from nvg_jax.interop.torch_file import StoredTensor, stored_tensors
+from tests import released_model
 
 torch = pytest.importorskip("torch", reason="writes PyTorch's files")
 
@@ -207,3 +208,17 @@ def test_a_missing_file_and_one_without_weights_are_named(path):
             stored_tensors(path, "state_dict")
     with pytest.raises(UserError, match="d16.ckpt holds no named tensors"):
         stored_tensors(path)
+
+
+def test_what_stands_in_for_released_files_is_what_pytorch_reads(path):
+    numbers = np.arange(24, dtype=np.float32)
+    tensors = {"a": numbers.reshape(2, 3, 4), "b": numbers[5], "c": numbers[:0].reshape(0, 2)}
+    pathlib.Path(path).write_bytes(released_model.checkpoint(tensors))
+    for read in (
+        torch.load(path, weights_only=True)["state_dict"],
+        stored_tensors(path, "state_dict"),
+    ):
+        assert read.keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert tuple(read[name].shape) == tensor.shape
+            np.testing.assert_array_equal(np.asarray(read[name]), tensor)
