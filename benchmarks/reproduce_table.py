@@ -47,13 +47,14 @@ def table(workdirs: list[str]) -> str:
                 f"{path} has no FID of new samples of a released model: run --job=evaluate with "
                 f"--config.pretrained={' or '.join(PAPER)}"
             )
-        rows.append((model, "paper", *_numbers(PAPER[model]), "50,000", "adm_imagenet256"))
+        rows.append((model, "paper", *numbers(PAPER[model]), "50,000", "adm_imagenet256"))
         samples, reference = f"{about['num_samples']:,}", about["reference"]
-        rows.append((model, "measured", *_numbers(found), samples, reference))
+        rows.append((model, "measured", *numbers(found), samples, reference))
     return markdown.table(_HEAD, rows)
 
 
-def _numbers(found: dict[str, Any]) -> list[str]:
+def numbers(found: dict[str, Any]) -> list[str]:
+    """FID, IS, precision and recall as the table shows them; '' for what was not measured."""
     return [format(found[name], form) if name in found else "" for name, form in _METRICS.items()]
 
 

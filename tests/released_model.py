@@ -3,6 +3,7 @@
 import collections
 import io
 import pickle
+import re
 import sys
 import types
 import zipfile
@@ -46,6 +47,27 @@ def generator_dict(golden_generator: Any, golden_generator_tokenizer: Any) -> St
     tokenizer = tokenizer_dict(golden_generator_tokenizer)
     carried = {f"first_stage_model.{name}": x for name, x in tokenizer.items()}
     return golden_generator.state_dict | carried
+
+
+def of_fewer_positions(generator: StateDict, last_stage: int) -> StateDict:
+    """The generator, and the tokenizer that it carries, for 2^last_stage positions: their first
+    rows."""
+    wanted = {
+        "content_start_embed": (1, 2**last_stage),
+        "content_stage_embed.weight": (last_stage + 1,),
+        "structure_stage_embed.weight": (last_stage - 1,),
+        "structure_embed.weight": (None, last_stage),
+        "structure_head.linear.weight": (last_stage,),
+        "structure_head.linear.bias": (last_stage,),
+        "scale_factors": (last_stage + 2,),
+    }
+    found = {}
+    for name, tensor in generator.items():
+        if (refiner := re.search(r"quant_resi\.(\d+)", name)) and int(refiner[1]) > last_stage:
+            continue
+        lengths = wanted.get(name.removeprefix("nvgformer."), ())
+        found[name] = np.asarray(tensor)[tuple(map(slice, lengths))]
+    return found
 
 
 def checkpoint(state_dict: StateDict) -> bytes:

@@ -1,5 +1,6 @@
 """From a hub to the paper's table, as docs/reproduce.md says, with a small stand-in."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -47,16 +48,31 @@ def test_what_is_no_evaluation_of_a_released_model_is_said(workdir):
             reproduce_table.table([str(workdir)])
 
 
+@pytest.mark.parametrize("model", reproduce_table.PAPER)
+def test_configs_sample_as_the_paper_does_and_the_page_expects_its_numbers(model):
+    config = importlib.import_module(f"nvg_jax.configs.{model}").get_config()
+    found = config.sampling.to_dict()
+    wanted = {"content_guidance": (1.0, 3.5), "structure_guidance": (1.0, 2.5)}
+    wanted |= {"temperature": 1.0, "top_k": 0, "top_p": (1.0, 0.5), "flow_steps": 25}
+    wanted |= {"structure_stages": (), "gumbel_split": False, "classes": ()}
+    assert {name: found[name] for name in wanted} == wanted
+    assert config.evaluation.num_samples == 50_000 == 50 * config.data.num_classes
+    row = (model, *reproduce_table.numbers(reproduce_table.PAPER[model]))
+    assert f"| {' | '.join(row)} |\n" in (ROOT / "docs" / "reproduce.md").read_text()
+
+
 @pytest.mark.slow
 def test_three_commands_lead_from_a_hub_to_the_table(
     golden_tokenizer, golden_generator, golden_generator_tokenizer, run_program, tmp_path
 ):
     values = released_model.config_values(golden_tokenizer, golden_generator)
+    values["data.image_size"] = size = 64
     tensors = released_model.generator_dict(golden_generator, golden_generator_tokenizer)
+    tensors = released_model.of_fewer_positions(tensors, last_stage=4)
     file = hub_server.File(released_model.checkpoint(tensors))
     directory, published = tmp_path / "weights", reference.published(tmp_path / "weights")
     published.parent.mkdir(parents=True)  # As if it were downloaded before.
-    images = np.random.default_rng(0).integers(0, 256, (5, 256, 256, 3), np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (5, size, size, 3), np.uint8)
     statistics = {"mu": np.zeros(2048), "sigma": np.eye(2048)}
     np.savez(published, arr_0=images, **statistics, mu_s=np.zeros(2023), sigma_s=np.eye(2023))
 
