@@ -233,19 +233,31 @@ def digits_dir(tmp_path_factory) -> str:
     return directory
 
 
-@pytest.fixture(scope="session")
-def shapes_dir(tmp_path_factory) -> str:
-    """A folder in which the shapes are prepared, but only the first 20 scenes of each split."""
+def first_scenes(builder_class: type, directory: str) -> str:
+    """Prepares the first 20 scenes of each split of a dataset in a folder, which it returns."""
     import tensorflow_datasets as tfds
 
-    from nvg_jax.data.shapes import Shapes
-
-    directory = str(tmp_path_factory.mktemp("shapes"))
     first = tfds.download.DownloadConfig(max_examples_per_split=20)
-    Shapes(data_dir=directory).download_and_prepare(
+    builder_class(data_dir=directory).download_and_prepare(
         download_config=first, file_format="array_record"
     )
     return directory
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory) -> str:
+    """A folder in which the shapes are prepared, but only the first 20 scenes of each split."""
+    from nvg_jax.data.shapes import Shapes
+
+    return first_scenes(Shapes, str(tmp_path_factory.mktemp("shapes")))
+
+
+@pytest.fixture(scope="session")
+def crowds_dir(tmp_path_factory) -> str:
+    """As `shapes_dir`, of scenes with several objects."""
+    from nvg_jax.data.shapes import Crowds
+
+    return first_scenes(Crowds, str(tmp_path_factory.mktemp("crowds")))
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ _SIDE = 64
 _BORDER = 1  # Pixels around the object.
 _SUPERSAMPLING = 4
 _SHARE_OF_PICTURE = (0.12, 0.5)  # Less where a shape of that rotation would not fit.
+_SHARE_IN_CROWD = (0.05, 0.25)
 _STAR_WAIST = 0.5  # Radius of the inner corners, of that of the tips.
 
 
@@ -46,12 +47,27 @@ def scene(
     are its own.
     """
     rng = np.random.default_rng((SPLITS[split].seed, index))
-    shape, colour = divmod(label_of(index), len(PALETTE))
-    coverage = _coverage(SHAPES[shape], rng)
-    brightness = rng.uniform(0.85, 1.1) + rng.uniform(0.0, 0.12) * (2 * _gradient(rng) - 1)
-    inside = brightness[..., None] * np.array(list(PALETTE.values())[colour])
+    coverage, inside = _object(label_of(index), _SHARE_OF_PICTURE, rng)
     image = coverage[..., None] * inside + (1 - coverage[..., None]) * _background(rng)
     return np.clip(np.round(image), 0, 255).astype(np.uint8), coverage >= 0.5
+
+
+def crowd(
+    split: str, index: int
+) -> tuple[UInt8[np.ndarray, "height width 3"], UInt8[np.ndarray, "height width"]]:
+    """A scene with two to four objects, of which later ones lie before earlier ones.
+
+    Its mask is 0 for the background and n for the n-th object. The last is of class
+    `label_of(index)`, the others of any. As `scene` in all else.
+    """
+    rng = np.random.default_rng((SPLITS[split].seed, index, 1))
+    classes = [*rng.integers(len(CLASSES), size=rng.integers(1, 4)).tolist(), label_of(index)]
+    image, mask = _background(rng), np.zeros((_SIDE, _SIDE), np.uint8)
+    for number, label in enumerate(classes, start=1):
+        coverage, inside = _object(label, _SHARE_IN_CROWD, rng)
+        image = coverage[..., None] * inside + (1 - coverage[..., None]) * image
+        mask[coverage >= 0.5] = number
+    return np.clip(np.round(image), 0, 255).astype(np.uint8), mask
 
 
 def label_of(index: int) -> int:
@@ -78,15 +94,27 @@ def segment(
     return (along.argmax(-1) == colour) & (strength >= 0.5 * colourfulness[colour])
 
 
-def _coverage(shape: str, rng: np.random.Generator) -> Float[np.ndarray, "height width"]:
-    """How much of each pixel the object covers."""
+def _object(
+    label: int, shares: tuple[float, float], rng: np.random.Generator
+) -> tuple[Float[np.ndarray, "height width"], Float[np.ndarray, "height width 3"]]:
+    """How much of each pixel an object of a class covers, and the colour that it has there."""
+    shape, colour = divmod(label, len(PALETTE))
+    coverage = _coverage(SHAPES[shape], shares, rng)
+    brightness = rng.uniform(0.85, 1.1) + rng.uniform(0.0, 0.12) * (2 * _gradient(rng) - 1)
+    return coverage, brightness[..., None] * np.array(list(PALETTE.values())[colour])
+
+
+def _coverage(
+    shape: str, shares: tuple[float, float], rng: np.random.Generator
+) -> Float[np.ndarray, "height width"]:
+    """How much of each pixel an object covers whose share of the picture is in these bounds."""
     corners = _outline(shape) * np.exp(1j * rng.uniform(0.0, 2 * np.pi))
     corners = np.stack([corners.real, corners.imag], axis=-1)
     x, y = corners.T
     area = np.abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
     extent = corners.max(0) - corners.min(0)
     room = _SIDE - 2 * _BORDER
-    smallest, largest = _SHARE_OF_PICTURE
+    smallest, largest = shares
     largest = min(largest, area * (room / extent.max() / _SIDE) ** 2)
     scale = _SIDE * np.sqrt(rng.uniform(smallest, largest) / area)
     place = _BORDER + rng.uniform(0.0, room - scale * extent)
@@ -180,3 +208,21 @@ to the shape. The scenes and their order are fixed, and the classes take turns.
             image, mask = scene(split, index)
             mask = mask[..., None].astype(np.uint8)
             yield {"image": image, "label": label_of(index), "segmentation_mask": mask}
+
+
+class Crowds(Shapes):
+    """Builder of the dataset `crowds`: as many scenes with two to four objects, see `crowd`."""
+
+    DESCRIPTION = """\
+Scenes as those of the dataset shapes with two to four shapes, which may hide each other. The mask
+says which pixels belong to which shape; the class is that of the one in front.
+"""
+
+    def examples(self, split: str) -> Iterator[dict]:
+        for index in range(SPLITS[split].num_scenes):
+            image, mask = crowd(split, index)
+            yield {
+                "image": image,
+                "label": label_of(index),
+                "segmentation_mask": mask[..., None],
+            }

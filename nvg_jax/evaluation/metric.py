@@ -38,6 +38,7 @@ METRICS = {
     "rfid": "frechet.RFID",
     "codebook_usage": "codebook_usage.CodebookUsage",
     "structure_miou": "structure_miou.StructureMIoU",
+    "segments": "segments.SegmentsMetric",
     "fid": "frechet.FID",
     "sfid": "frechet.SFID",
     "inception_score": "inception_score.InceptionScore",

@@ -3,12 +3,17 @@
 Bears on whether the structure of an image has a meaning, which the paper leaves open.
 """
 
+from typing import NamedTuple
+
 import numpy as np
 from einops import reduce
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Integer, UInt8
+from scipy import ndimage
 
 from nvg_jax import granularity
 from nvg_jax.errors import UserError
+
+BOUNDARY_REACH = 2
 
 
 def object_masks(
@@ -18,7 +23,7 @@ def object_masks(
     if masks.max() > 1:
         raise UserError(
             f"the masks of {dataset} have {masks.max() + 1} segments: structure_miou is defined "
-            "for two, an object (1) and its background (0)"
+            "for two, an object (1) and its background (0); the metric segments for any number"
         )
     return masks == 1
 
@@ -74,6 +79,48 @@ def _best_miou(per_cluster: Int[np.ndarray, "B N"], num_pixels: int) -> Float[np
     object_iou = _ratio(hits, object_pixels + assigned - hits)
     background_iou = _ratio(num_pixels - assigned - object_pixels + hits, num_pixels - hits)
     return ((object_iou + background_iou) / 2).max(axis=1)
+
+
+class Segments(NamedTuple):
+    """How well a map's clusters can tell segments, in [0, 1]; each takes its most frequent one.
+
+    accuracy: the share of pixels whose cluster took their segment. miou: mean over the segments of
+    the IoU with what took them. boundary_recall: the share of pixels on the segments' boundaries
+    from which one of the map's is at most BOUNDARY_REACH pixels away; 1 where there are none.
+    """
+
+    accuracy: float
+    miou: float
+    boundary_recall: float
+
+
+def segments(
+    labels: Int[np.ndarray, "height width"], mask: Integer[np.ndarray, "height width"]
+) -> Segments:
+    """What a map of clusters with any labels tells of a mask with any number of segments."""
+    _, cluster = np.unique(labels, return_inverse=True)
+    _, segment = np.unique(mask, return_inverse=True)
+    common = np.zeros((cluster.max() + 1, segment.max() + 1), int)  # Pixels of both.
+    np.add.at(common, (cluster.reshape(mask.shape), segment.reshape(mask.shape)), 1)
+    taken = np.zeros_like(common)
+    np.put_along_axis(taken, common.argmax(axis=1)[:, None], 1, axis=1)
+    hits = (common * taken).sum(axis=0)
+    assigned = common.sum(axis=1) @ taken
+    edges, wanted = boundary(labels), boundary(mask)
+    near = ndimage.distance_transform_cdt(~edges, "chessboard") if edges.any() else np.inf
+    return Segments(
+        float(hits.sum() / mask.size),
+        float(_ratio(hits, common.sum(axis=0) + assigned - hits).mean()),
+        float(np.mean((near <= BOUNDARY_REACH) & wanted, where=wanted)) if wanted.any() else 1.0,
+    )
+
+
+def boundary(labels: Integer[np.ndarray, "height width"]) -> Bool[np.ndarray, "height width"]:
+    """The pixels that differ from the next one to the right or below."""
+    found = np.zeros(labels.shape, bool)
+    found[:, :-1] |= labels[:, :-1] != labels[:, 1:]
+    found[:-1] |= labels[:-1] != labels[1:]
+    return found
 
 
 def iou(

@@ -126,3 +126,18 @@ def test_segmentation_finds_nothing_of_another_colour(scenes):
     for offset in (1, 2, 3):
         other = labels // 4 * 4 + (labels + offset) % 4
         assert shapes.segment(images, other).mean() < 0.001
+
+
+def test_crowds_hold_two_to_four_objects_the_last_in_front(crowds_dir):
+    source = shapes.Crowds(data_dir=crowds_dir).as_data_source("test")
+    counts = set()
+    for index, example in enumerate(source):
+        image, mask = shapes.crowd("test", index)
+        np.testing.assert_array_equal(example["image"], image)
+        np.testing.assert_array_equal(example["segmentation_mask"][..., 0], mask)
+        assert example["label"] == index % 16 and (mask == 0).any()
+        front = mask == mask.max()
+        found = shapes.segment(image[None], np.array([example["label"]]))[0]
+        assert (found & front).sum() > 0.85 * front.sum() > 0.03 * front.size
+        counts.add(int(mask.max()))
+    assert counts == {2, 3, 4}

@@ -125,6 +125,30 @@ def test_masks_of_several_objects_are_refused(config, scenes, tmp_path, monkeypa
         jobs.evaluate(config, str(tmp_path))
 
 
+def test_segments_of_crowds_are_told_by_structure_and_superpixels(
+    config, model, crowds_dir, tmp_path
+):
+    config.data.dataset, config.data.data_dir = "crowds", crowds_dir
+    config.evaluation.metrics = ("segments",)
+    found = jobs.evaluate(config, str(tmp_path))
+    (batch,) = pipeline.evaluation_batches(config.data, "test", 20, masks=True)
+    masks = batch["segmentation_mask"]
+    assert masks.max() > 1
+    tokenizer = model.tokenizer.bind(model.tokenizer_variables)
+    structure = np.asarray(tokenizer.tokenize(jnp.asarray(batch["image"]))[0].structure)
+    for stage in range(5):
+        labels = (structure >> (4 - stage)).reshape(-1, 4, 4).repeat(4, axis=1).repeat(4, axis=2)
+        each = [segmentation.segments(*x) for x in zip(labels, masks, strict=True)]
+        for field, expected in zip(
+            ("accuracy", "miou", "boundary_recall"), np.mean(each, 0), strict=True
+        ):
+            np.testing.assert_allclose(found[f"segments_{field}"][stage], expected)
+    for name in ("random", "spatial", "slic"):
+        accuracy = found[f"segments_accuracy_{name}"]
+        assert accuracy[0] == found["segments_accuracy"][0] and 0.5 < accuracy[-1] <= 1
+    assert found["segments_accuracy_slic"][4] > found["segments_accuracy_random"][4]
+
+
 def test_a_stream_ends_when_all_have_seen_enough(config, scenes):
     class Few(metric.Metric):
         streams = ("split",)

@@ -86,3 +86,39 @@ def test_iou_of_empty_masks():
     empty, full = np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool)
     assert segmentation.iou(empty, empty) == 1
     assert segmentation.iou(empty, full) == 0
+
+
+@given(seeds, st.integers(1, 6), st.integers(1, 4))
+def test_segments_against_loops_over_pixels(seed, num_clusters, num_segments):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(num_clusters, size=(5, 6)) * 7
+    mask = rng.integers(num_segments, size=(5, 6)) + 3
+    pixels = list(np.ndindex(5, 6))
+    taken = {}
+    for label in np.unique(labels):
+        inside = sorted(mask[labels == label])  # Of equally frequent ones the smallest.
+        taken[label] = max(inside, key=inside.count)
+    guess = np.array([[taken[label] for label in row] for row in labels])
+    ious = [plain_iou(guess == segment, mask == segment) for segment in np.unique(mask)]
+
+    def edges(of):
+        after = [(y, x, y + dy, x + dx) for y, x in pixels for dy, dx in ((0, 1), (1, 0))]
+        return {(y, x) for y, x, v, u in after if v < 5 and u < 6 and of[y, x] != of[v, u]}
+
+    reached = [
+        any(max(abs(y - v), abs(x - u)) <= segmentation.BOUNDARY_REACH for v, u in edges(labels))
+        for y, x in edges(mask)
+    ]
+    expected = (np.mean(guess == mask), np.mean(ious), np.mean(reached) if reached else 1.0)
+    np.testing.assert_allclose(segmentation.segments(labels, mask), expected, rtol=1e-12)
+
+
+@given(seeds)
+def test_segments_that_are_clusters_are_told_and_more_clusters_tell_no_less(seed):
+    rng = np.random.default_rng(seed)
+    mask, fine = rng.integers(3, size=(2, 8, 8))
+    assert segmentation.segments(mask, mask) == (1.0, 1.0, 1.0)
+    assert segmentation.segments(3 * mask + fine, mask) == (1.0, 1.0, 1.0)
+    assert segmentation.segments(fine, mask).accuracy >= np.mean(
+        mask == np.bincount(mask.ravel()).argmax()
+    )
