@@ -4,7 +4,7 @@ from nvg_jax.configs import small
 
 
 def get_config():
-    config = small.get_config(epochs=6)
+    config = small.get_config(epochs=10)
     small.without_frozen_networks(config)
 
     data = config.data
@@ -15,19 +15,28 @@ def get_config():
 
     tokenizer = config.tokenizer
     tokenizer.model.multipliers = (1, 1, 2, 2)  # 8 x 8 positions: stages 0..6.
-    tokenizer.model.vocab_size = 256
+    tokenizer.model.norm_groups = 8  # Groups of single channels leave a blob at a fixed place.
+    tokenizer.model.vocab_size = 512
     training = tokenizer.training
     training.batch_size = 16
-    training.epochs = 2.0
-    training.codebook_warmup_epochs = 0.25
+    training.epochs = 8.0
+    training.codebook_warmup_epochs = 0.5
+    training.warmup_steps = 100
+    training.ema_decay = 0.998
     training.log_every = 50
-    training.image_every = 250
+    training.image_every = 500
     training.checkpoint_every = 250
 
+    model = config.generator.model
+    model.depth = 4
+    model.content_width = model.structure_width = 128
+    model.structure_heads = 2
     training = config.generator.training
-    training.learning_rate = 2e-3
-    training.warmup_steps = 100
-    training.ema_decay = 0.99
+    training.batch_size = 32
+    training.stage_stride = 4
+    training.learning_rate = 1e-3
+    training.warmup_steps = 200
+    training.ema_decay = 0.998
     training.log_every = 50
 
     sampling = config.sampling

@@ -26,7 +26,7 @@ def config(shapes_dir):
     model.multipliers, model.latent_channels, model.vocab_size = (1, 1, 1), 4, 16
     model = config.generator.model
     model.depth, model.content_width, model.structure_width = 1, 32, 32
-    model.content_heads = 1
+    model.content_heads = model.structure_heads = 1
     config.sampling.flow_steps = 2
     config.sampling.batch_size = 6
     config.evaluation.batch_size = 8
