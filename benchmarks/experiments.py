@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 
 KEYS = ("experiment", "variant", "seed")
 TITLES = {"experiment": "experiment", "variant": "variant"}
+OF_ALL_METHODS = ("rfid", "fid", "precision_recall", "class_agreement", "diversity")
 
 # What each variant of an experiment changes in the config.
 EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
@@ -47,6 +48,10 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
         }
         for name, numbers in (("flow", (25, 2, 1)), ("mean_flow", (4, 2, 1)), ("masked", (8, 2, 1)))
         for steps in numbers
+    },
+    "methods": {
+        name: changes | {"method": name, "evaluation.metrics": OF_ALL_METHODS}
+        for name, changes in (("nvg", {}), ("var", {"generator.training.stage_stride": 1}))
     },
     "guidance": {
         "two passes": {},
@@ -95,7 +100,9 @@ def run(
 def _trained(changes: Mapping[str, Any]) -> str:
     """A directory's name, which variants share whose trainings are the same."""
     parts = (
-        f"{key.rpartition('.')[2]}={x}" for key, x in changes.items() if "sampling." not in key
+        f"{key.rpartition('.')[2]}={x}"
+        for key, x in changes.items()
+        if not key.startswith(("sampling.", "evaluation."))
     )
     return "-".join(sorted(parts)) or "as_configured"
 

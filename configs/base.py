@@ -19,6 +19,7 @@ def get_config(
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
+    config.method = "nvg"  # Or, to compare: 'var'. See docs/baselines.md.
     config.pretrained = ""  # Weights by name, where no checkpoint is named below: docs/weights.md.
 
     config.data = data = ml_collections.ConfigDict()
@@ -58,6 +59,7 @@ def get_config(
     tokenizer.model.latent_channels = 32
     tokenizer.model.vocab_size = 4096
     tokenizer.model.clustering = "greedy"  # Or, to compare: 'principal', 'spatial', 'random'.
+    tokenizer.model.scales = ()  # Sides of VAR's grids; empty: as its paper, up to the latent's.
     # Of float32 convolutions: 'bfloat16', 'tensorfloat32' as in the paper's training, 'float32'.
     tokenizer.model.precision = "tensorfloat32"
 

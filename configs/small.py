@@ -66,3 +66,11 @@ def without_frozen_networks(config: ml_collections.ConfigDict) -> None:
         "class_agreement",
         "diversity",
     )
+
+
+def as_baseline(config: ml_collections.ConfigDict, method: str) -> None:
+    """Exchanges the method, and takes away what only the paper's has."""
+    config.method = method
+    config.generator.training.stage_stride = 1  # A pass has all of an image anyway.
+    metrics = config.evaluation.metrics
+    config.evaluation.metrics = tuple(name for name in metrics if name != "variation")

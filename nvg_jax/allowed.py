@@ -66,6 +66,7 @@ TABLE: dict[str, Any] = {
     "tokenizer.model.latent_channels": _Count,
     "tokenizer.model.vocab_size": _Count,
     "tokenizer.model.clustering": Literal[tuple(CLUSTERINGS)],
+    "tokenizer.model.scales": tuple[_Count, ...],
     "tokenizer.model.precision": Literal[tuple(PRECISIONS)],
     "discriminator.input_size": _Count,
     "generator.model.depth": _Count,

@@ -41,11 +41,11 @@ class GranularitySequence(NamedTuple):
     """A batch of images as structure and content of all stages.
 
     structure: each position's leaf, a permutation of 0..L-1 per image; the top k bits are its label
-        at stage k.
+        at stage k. None in a baseline, which has none.
     tokens: codebook entries as a heap: cluster j of stage k stands at `2^k - 1 + j`.
     """
 
-    structure: Int[Array, "B L"]
+    structure: Int[Array, "B L"] | None
     tokens: Int[Array, "B heap"]
 
 
@@ -91,7 +91,9 @@ def stage_slice(stage: int) -> slice:
     return slice(2**stage - 1, 2 ** (stage + 1) - 1)
 
 
-def stage_tokens(tokens: Int[Array, "B heap"], stage: int) -> Int[Array, "B N"]:
+def stage_tokens(
+    tokens: Int[Array | np.ndarray, "B heap"], stage: int
+) -> Int[Array | np.ndarray, "B N"]:
     """The `2^stage` tokens of one stage, by cluster."""
     return tokens[:, stage_slice(stage)]
 
@@ -101,11 +103,19 @@ def structure_at(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"
     return structure_from_labels(labels_at(structure, stage), stage)
 
 
-def token_counts(tokens: Int[Array, "B heap"], vocab_size: int) -> Int[Array, "stages V"]:
-    """How often each stage uses each code, in all images of the batch together."""
-    num_stages = last_stage((tokens.shape[-1] + 1) // 2) + 1
+def by_stage(tokens: Int[Array | np.ndarray, "B heap"]) -> list[Int[Array | np.ndarray, "B _"]]:
+    """The tokens of each stage, from 0 on."""
+    stages = last_stage((tokens.shape[-1] + 1) // 2) + 1
+    return [stage_tokens(tokens, stage) for stage in range(stages)]
+
+
+def token_counts(tokens: Sequence[Int[Array, "B _"]], vocab_size: int) -> Int[Array, "stages V"]:
+    """How often each stage uses each code, in all images of the batch together.
+
+    tokens: of each stage.
+    """
     none = jnp.zeros((vocab_size,), jnp.int32)
-    return jnp.stack([none.at[stage_tokens(tokens, k)].add(1) for k in range(num_stages)])
+    return jnp.stack([none.at[of_stage].add(1) for of_stage in tokens])
 
 
 def codebook_usage(

@@ -63,22 +63,25 @@ def structure_picture(
 
 def strips(
     stage_images: UInt8[np.ndarray, "B stages height width 3"],
-    structure: Int[np.ndarray, "B L"],
+    structure: Int[np.ndarray, "B L"] | None,
     positions: tuple[int, int],
+    captions: Sequence[str],
     originals: UInt8[np.ndarray, "B height width 3"] | None = None,
 ) -> Picture:
     """Images from coarse to fine, one below the other, with a column for every stage.
 
-    Each stage's decoded canvas stands above its map of the positions, at the same size. The
-    originals, if images were reconstructed, are a last column, set off by a gap.
+    Each stage's decoded canvas stands above its map of the positions, at the same size, if there is
+    a structure. The originals, if images were reconstructed, are a last column, set off by a gap.
     """
     rows = []
     stages = stage_images.shape[1]
     for index, images in enumerate(stage_images):
         last = [] if originals is None else [originals[index]]
-        rows += [[*images, *last], structure_maps(structure[index], positions, stages)]
-    captions = [f"stage {k}\n{2**k} token{'s' if k else ''}" for k in range(stages)]
-    return table(rows, captions + ["original"] * (originals is not None), group=2, apart=stages)
+        rows.append([*images, *last])
+        if structure is not None:
+            rows.append(structure_maps(structure[index], positions, stages))
+    captions = [*captions, *["original"] * (originals is not None)]
+    return table(rows, captions, group=len(rows) // len(stage_images), apart=stages)
 
 
 def structure_strip(

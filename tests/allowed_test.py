@@ -33,7 +33,7 @@ def test_every_entry_is_of_a_value():
         assert any(f".{name}".endswith(f".{end}") for name in names), end
 
 
-@pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("nvg_*.py")), ids=str)
+@pytest.mark.parametrize("path", sorted(pathlib.Path("configs").glob("*_*.py")), ids=str)
 def test_configs_are_allowed(path):
     check(importlib.import_module(f"configs.{path.stem}").get_config())
 

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +15,11 @@ LAST_STAGE = 4
 LENGTH = 2**LAST_STAGE
 stages = st.integers(0, LAST_STAGE)
 seeds = st.integers(0, 2**32 - 1)
-count = jax.jit(granularity.token_counts, static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def count(tokens, vocab_size):
+    return granularity.token_counts(granularity.by_stage(tokens), vocab_size)
 
 
 def _structure(seed, batch=2, length=LENGTH):
@@ -226,7 +232,7 @@ def test_counts_equal_a_loop_over_the_heap(seed, stage_and_batch):
 
 def test_counts_refuse_what_is_no_heap():
     with pytest.raises(UserError, match="power of two"):
-        granularity.token_counts(jnp.zeros((1, 11), jnp.int32), 4)
+        granularity.by_stage(jnp.zeros((1, 11), jnp.int32))
 
 
 def test_usage_by_stage_and_overall():

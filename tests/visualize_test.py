@@ -75,6 +75,9 @@ def strip_parts(picture, count, stages, cell, gap, caption):
     return canvases, np.array([[cut(y + cell + gap, x) for x in lefts] for y in tops])
 
 
+CAPTIONS = [f"stage {stage}" for stage in range(5)]
+
+
 @pytest.fixture
 def two_images():
     rng = np.random.default_rng(0)
@@ -84,7 +87,7 @@ def two_images():
 
 def test_strips_show_each_stage_above_its_structure(two_images):
     canvases, structure = two_images
-    picture = visualize.strips(canvases, structure, (4, 4))
+    picture = visualize.strips(canvases, structure, (4, 4), CAPTIONS)
     cell, gap, caption = 96, 3, 36
     assert picture.shape == (caption + 4 * cell + 7 * gap, gap + 5 * (cell + gap), 3)
     shown, maps = strip_parts(picture, 2, 5, cell, gap, caption)
@@ -96,7 +99,7 @@ def test_strips_show_each_stage_above_its_structure(two_images):
 
 def test_strips_caption_every_column(two_images):
     canvases, structure = two_images
-    captions = visualize.strips(canvases, structure, (4, 4), canvases[:, 0])[:36]
+    captions = visualize.strips(canvases, structure, (4, 4), CAPTIONS, canvases[:, 0])[:36]
     lefts = [3 + stage * 99 for stage in range(5)] + [3 + 5 * 99 + 9]
     texts = [captions[:, left : left + 96] for left in lefts]
     assert all(np.any(text < 128) for text in texts)
@@ -106,8 +109,8 @@ def test_strips_caption_every_column(two_images):
 def test_strips_put_the_originals_into_the_last_column(two_images):
     canvases, structure = two_images
     originals = 255 - canvases[:, 0]
-    alone = visualize.strips(canvases, structure, (4, 4))
-    picture = visualize.strips(canvases, structure, (4, 4), originals)
+    alone = visualize.strips(canvases, structure, (4, 4), CAPTIONS)
+    picture = visualize.strips(canvases, structure, (4, 4), CAPTIONS, originals)
     np.testing.assert_array_equal(picture[:, : alone.shape[1]], alone)
     left = alone.shape[1] + 3 * 3
     for top, original in zip((36, 36 + 2 * 96 + 5 * 3), originals, strict=True):
@@ -117,9 +120,11 @@ def test_strips_put_the_originals_into_the_last_column(two_images):
 
 def test_strips_keep_the_shape_of_wide_images():
     canvases = np.zeros((1, 4, 64, 128, 3), np.uint8)
-    picture = visualize.strips(canvases, np.arange(8, dtype=np.int32)[None], (2, 4))
-    assert picture.shape == (48 + 2 * 64 + 2 * 4, 4 + 4 * (128 + 4), 3)
-    np.testing.assert_array_equal(picture[48:112, 4:132], 0)
+    structure = np.arange(8, dtype=np.int32)[None]
+    for rows, maps in enumerate((None, structure), start=1):
+        picture = visualize.strips(canvases, maps, (2, 4), CAPTIONS[:4])
+        assert picture.shape == (48 + rows * 64 + rows * 4, 4 + 4 * (128 + 4), 3)
+        np.testing.assert_array_equal(picture[48:112, 4:132], 0)
 
 
 def test_save_png_makes_the_folder_and_keeps_every_pixel(tmp_path):

@@ -11,7 +11,7 @@ __path__ = [str(_HERE), str(FOLDER)]  # So that `nvg_jax.configs.base` can be im
 
 def names() -> list[str]:
     """What `--config` may be beside a file: the configs of whole models."""
-    return sorted(path.stem for path in FOLDER.glob("nvg_*.py"))
+    return sorted(path.stem for path in FOLDER.glob("*_*.py"))
 
 
 def find(config: str) -> str:

@@ -91,6 +91,11 @@ class Seen:
     def sequence(self) -> GranularitySequence:
         return self._tokenized[0]
 
+    @property
+    def tokens(self) -> list[Int[Array, "B _"]]:
+        """Of each stage."""
+        return self._tokenizer.by_stage(self.sequence.tokens)
+
     @functools.cached_property
     def reconstructions(self) -> Float[Array, "B height width 3"]:
         return self._tokenizer.decode(self._tokenized[1][:, -1])

@@ -71,28 +71,10 @@ def build_generator(config: ConfigDict) -> Generator:
     UserError if a value is not allowed, or its sizes do not fit together.
     """
     tokenizer, model = build_tokenizer(config), config.generator.model
-    allowed.check(model, "config.generator.model", CHOICES)
-    stacks = {}
-    for name in ("content", "structure"):
-        width, heads = model[f"{name}_width"], model[f"{name}_heads"]
-        if width % (2 * heads):
-            raise UserError(
-                f"config.generator.model.{name}_width={width} is not an even number of dims for "
-                f"each of {name}_heads={heads} heads"
-            )
-        rope_axis_dims(width // heads, tokenizer.last_stage)  # Raises if a head is too narrow.
-        stacks[name] = StackSizes(
-            depth=model.depth,
-            width=width,
-            num_heads=heads,
-            drop_path=model.drop_path,
-            remat=model.remat,
-            attention=model.attention,
-            dtype=model.dtype,
-        )
     return Generator(
         Sizes(
-            **stacks,
+            content=stack_sizes(config, "content", tokenizer.last_stage),
+            structure=stack_sizes(config, "structure", tokenizer.last_stage),
             grid=tokenizer.grid,
             latent_channels=tokenizer.latent_channels,
             vocab_size=tokenizer.vocab_size,
@@ -104,4 +86,29 @@ def build_generator(config: ConfigDict) -> Generator:
             noised_canvas=model.noised_canvas,
             known_structure=model.known_structure,
         )
+    )
+
+
+def stack_sizes(config: ConfigDict, name: str, num_bits: int) -> StackSizes:
+    """The stack of the part `name` of a config, with RoPE of so many structure channels.
+
+    UserError if a value is not allowed, or its sizes do not fit together.
+    """
+    model = config.generator.model
+    allowed.check(model, "config.generator.model", CHOICES)
+    width, heads = model[f"{name}_width"], model[f"{name}_heads"]
+    if width % (2 * heads):
+        raise UserError(
+            f"config.generator.model.{name}_width={width} is not an even number of dims for "
+            f"each of {name}_heads={heads} heads"
+        )
+    rope_axis_dims(width // heads, num_bits)  # Raises if a head is too narrow.
+    return StackSizes(
+        depth=model.depth,
+        width=width,
+        num_heads=heads,
+        drop_path=model.drop_path,
+        remat=model.remat,
+        attention=model.attention,
+        dtype=model.dtype,
     )

@@ -28,6 +28,12 @@ class StackSizes:
     dtype: str = "float32"
 
 
+def num_classes_of(architecture: str, otherwise: int) -> int:
+    """The number of classes in a generator's line."""
+    found = re.search(r"\b(\d+) classes", architecture)
+    return int(found[1]) if found else otherwise
+
+
 @dataclasses.dataclass(frozen=True)
 class Sizes:
     """Both parts of a generator, over the positions and codes of one tokenizer.
@@ -95,8 +101,8 @@ class Sizes:
         That is the number of classes; another structure generator may have been a flow, and what
         takes the guidance may have been without.
         """
-        found = re.search(r"\b(\d+) classes", architecture)
-        changes: dict[str, Any] = {"num_classes": int(found[1])} if found else {}
+        num_classes = num_classes_of(architecture, self.num_classes)
+        changes: dict[str, Any] = {"num_classes": num_classes}
         if "structure by" not in architecture:
             changes["structure_generator"] = "flow"
         if "guided content" not in architecture:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 from ml_collections import ConfigDict
 
 from nvg_jax import granularity, keys, sharding, visualize
@@ -36,6 +36,7 @@ class GeneratorTask:
     """
 
     name = "generator"
+    sample = staticmethod(sampler.sample)
 
     def __init__(
         self,
@@ -83,69 +84,69 @@ class GeneratorTask:
         self, state: TrainState, frozen: Any, batch: Batch, key: Key[Array, ""]
     ) -> tuple[TrainState, Metrics]:
         """One optimizer step."""
-        config, generator = self._config, self.generator
         # One key for each image, so that it does not matter how the batch is divided.
         image_keys = jax.random.split(keys.named(key, "images"), batch["label"].shape[0])
-
-        def loss_fn(params: Any, batch: Batch, key: Key[Array, ""]) -> tuple[Array, Metrics]:
-            sequence, canvases = self._tokenized(frozen["tokenizer"], batch)
-            class_id = self._some_dropped(batch["label"], batch["key"])
-            align = None
-            if self._alignment:
-                align = functools.partial(
-                    self._alignment.loss,
-                    params["projector"],
-                    frozen["dinov2"],
-                    batch["image"],
-                    generator.sizes.grid,
-                    config.stage_stride,
-                )
-            by_stage = generator.content.loss(
-                params["content"],
-                sequence,
-                canvases,
-                class_id,
-                canvas_scales(frozen["tokenizer"]),
-                generator.content.noise(batch["key"]),
-                keys.named(key, "content"),
-                align,
-                config.stage_stride,
-                generator.content.guidance(batch["key"]),
-            )
-            by_stage["structure"] = generator.structure.loss(
-                params["structure"],
-                sequence,
-                canvases,
-                class_id,
-                batch["key"],
-                keys.named(key, "structure"),
-                stage_stride=config.stage_stride,
-            )
-            mean = {name: jnp.mean(value) for name, value in by_stage.items()}
-            loss = mean["content"] + mean["structure"]
-            if "final" in mean:
-                loss += mean["final"]
-            if "repa" in mean:
-                loss += config.repa.weight * mean["repa"]
-            metrics = {
-                "loss": loss,
-                **{f"loss/{name}": value for name, value in mean.items()},
-                **{f"{name}_by_stage": value for name, value in by_stage.items()},
-                "token_counts": granularity.token_counts(
-                    sequence.tokens, generator.sizes.vocab_size
-                ),
-            }
-            return loss, metrics
-
         grads, metrics = accumulation.gradients(
-            loss_fn,
+            functools.partial(self.loss, frozen),
             state.params,
             {**batch, "key": image_keys},
             keys.named(key, "microbatches"),
-            config.microbatches,
+            self._config.microbatches,
         )
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        return state.update(grads, self._optimizer, config.ema_decay), metrics
+        return state.update(grads, self._optimizer, self._config.ema_decay), metrics
+
+    def loss(
+        self, frozen: Any, params: Any, batch: Batch, key: Key[Array, ""]
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """The loss over a part of a batch, with a `key` for each image, and metrics."""
+        config, generator = self._config, self.generator
+        sequence, canvases = self._tokenized(frozen["tokenizer"], batch)
+        class_id = self._some_dropped(batch["label"], batch["key"])
+        align = None
+        if self._alignment:
+            align = functools.partial(
+                self._alignment.loss,
+                params["projector"],
+                frozen["dinov2"],
+                batch["image"],
+                generator.sizes.grid,
+                config.stage_stride,
+            )
+        by_stage = generator.content.loss(
+            params["content"],
+            sequence,
+            canvases,
+            class_id,
+            canvas_scales(frozen["tokenizer"]),
+            generator.content.noise(batch["key"]),
+            keys.named(key, "content"),
+            align,
+            config.stage_stride,
+            generator.content.guidance(batch["key"]),
+        )
+        by_stage["structure"] = generator.structure.loss(
+            params["structure"],
+            sequence,
+            canvases,
+            class_id,
+            batch["key"],
+            keys.named(key, "structure"),
+            stage_stride=config.stage_stride,
+        )
+        mean = {name: jnp.mean(value) for name, value in by_stage.items()}
+        loss = mean["content"] + mean["structure"]
+        if "final" in mean:
+            loss += mean["final"]
+        if "repa" in mean:
+            loss += config.repa.weight * mean["repa"]
+        metrics = {
+            "loss": loss,
+            **{f"loss/{name}": value for name, value in mean.items()},
+            **{f"{name}_by_stage": value for name, value in by_stage.items()},
+            "token_counts": self._token_counts(sequence),
+        }
+        return loss, metrics
 
     def without_remat(self) -> GeneratorTask:
         """The same task, of which nothing is computed once more to save memory."""
@@ -171,14 +172,18 @@ class GeneratorTask:
     ) -> tuple[GranularitySequence, Float[Array, "B canvases L C"]]:
         """The sequences of a batch and their canvases."""
         if "image" in batch:
-            return self.tokenizer.apply(variables, batch["image"], method=Tokenizer.tokenize)
+            return self.tokenizer.apply(variables, batch["image"], method="tokenize")
         sequence = GranularitySequence(batch["structure"], batch["tokens"])
         return sequence, self.tokenizer.apply(variables, sequence, method=Tokenizer.canvases)
+
+    def _token_counts(self, sequence: GranularitySequence) -> Int[Array, "stages V"]:
+        tokens = self.tokenizer.by_stage(sequence.tokens)
+        return granularity.token_counts(tokens, self.tokenizer.vocab_size)
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """A grid of samples of the first classes, as uint8."""
         count = 16
-        sequence = sampler.sample(
+        sequence = self.sample(
             self.tokenizer,
             self.generator,
             self._settings,

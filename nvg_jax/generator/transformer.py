@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Bool, Float, Key
 
 from nvg_jax.generator import splash
 from nvg_jax.generator.rope import Rotation, by_halves, rope_angles, rotate, rotation
@@ -95,23 +95,29 @@ def dropping(drop_path_key: Key[Array, ""] | None) -> dict[str, Any]:
     return {"deterministic": False, "rngs": {"drop_path": drop_path_key}}
 
 
-def _head_by_head(
-    q: Float[Array, "B T H E"], k: Float[Array, "B T H E"], v: Float[Array, "B T H E"]
+def head_by_head(
+    q: Float[Array, "B T H E"],
+    k: Float[Array, "B S H E"],
+    v: Float[Array, "B S H E"],
+    mask: Bool[Array | np.ndarray, "T S"] | None = None,
 ) -> Float[Array, "B T H E"]:
     """Attention with the softmax in float32, as products of one matrix a head.
 
     XLA's CPU backend takes half the time for them that it takes for `jax.nn.dot_product_attention`,
     where the heads stand between the sums' axes; on accelerators the layout is XLA's choice.
+    mask: what each query looks at; without one all.
     """
     q, k, v = (rearrange(x, "b t h e -> b h t e") for x in (q * q.shape[-1] ** -0.5, k, v))
     scores = jnp.einsum("bhte,bhse->bhts", q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
     weights = jax.nn.softmax(scores).astype(v.dtype)
     return rearrange(jnp.einsum("bhts,bhse->bhte", weights, v), "b h t e -> b t h e")
 
 
 # By the name that a config gives it.
 ATTENTION = {
-    "xla": _head_by_head,
+    "xla": head_by_head,
     "splash": splash.attention,
     "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
 }
@@ -204,12 +210,18 @@ class Block(nn.Module):
         (q, k), (v,) = heads(qk), heads(v)
         q = rotate(_HeadNorm(name="query_norm")(q), rope).astype(dtype)
         k = rotate(_HeadNorm(name="key_norm")(k), rope).astype(dtype)
-        attended = rearrange(ATTENTION[self.sizes.attention](q, k, v), "b t h e -> b t 1 (h e)")
+        attended = rearrange(self.attend(q, k, v), "b t h e -> b t 1 (h e)")
         join = _Join((1, 4), width, dtype, name="linear2")
         update = join(attended, nn.gelu(mlp, approximate=True))
         if not self.deterministic:
             update *= self._survival(drop_path, x.shape[0])
         return split_batch(x + gate * update)
+
+    def attend(
+        self, q: Float[Array, "B T H E"], k: Float[Array, "B T H E"], v: Float[Array, "B T H E"]
+    ) -> Float[Array, "B T H E"]:
+        """Attention of all tokens to all."""
+        return ATTENTION[self.sizes.attention](q, k, v)
 
     def _survival(self, drop_path: Float[Array, ""], batch: int) -> Float[Array, "B 1 1"]:
         """Stochastic depth: the samples that keep this block, scaled to keep the expectation."""
@@ -220,12 +232,14 @@ class Block(nn.Module):
 class Stack(nn.Module):
     """Blocks stacked by `nn.scan`, so that compile time does not grow with depth.
 
-    Parameters carry a leading axis of length `depth`. The tokens after the first `tap` blocks are
-    sown as `tapped` in the collection `intermediates`; 0: none.
+    Parameters, and what blocks cache, carry a leading axis of length `depth`. The tokens after the
+    first `tap` blocks are sown as `tapped` in the collection `intermediates`; 0: none. block: the
+    class of the blocks.
     """
 
     sizes: StackSizes
     tap: int = 0
+    block: type[Block] = Block
 
     @nn.compact
     def __call__(
@@ -235,9 +249,9 @@ class Stack(nn.Module):
         ids: Float[Array, "B T A"],
         deterministic: bool,
     ) -> Float[Array, "B T D"]:
-        sizes, block_class = self.sizes, Block
+        sizes, block_class = self.sizes, self.block
         if sizes.remat != "none":
-            block_class = nn.remat(Block, prevent_cse=False, policy=REMAT[sizes.remat])
+            block_class = nn.remat(self.block, prevent_cse=False, policy=REMAT[sizes.remat])
         block = block_class(sizes, deterministic, name="blocks")
 
         def body(block, carry, number, rate, vector, rope):
@@ -249,7 +263,7 @@ class Stack(nn.Module):
         x, vector = split_batch(x), split_batch(vector)
         blocks = nn.scan(
             body,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "cache": 0},
             split_rngs={"params": True, "drop_path": True},
             metadata_params={nn.PARTITION_NAME: "layers"},
             in_axes=(0, 0, nn.broadcast, nn.broadcast),

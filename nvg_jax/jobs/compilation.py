@@ -18,15 +18,13 @@ from nvg_jax.ahead_of_time import Compiled, compile_step, largest_that_fits, top
 from nvg_jax.data import pipeline
 from nvg_jax.frozen import weights
 from nvg_jax.frozen.weights import NETWORKS, Frozen
-from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
-from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.hardware import Chip
 from nvg_jax.jobs.compiled_sampling import SamplingReport, sampling_report, sampling_table
 from nvg_jax.jobs.job import job
+from nvg_jax.jobs.method import METHODS
 from nvg_jax.jobs.tokenization import refuse_repa_with
 from nvg_jax.jobs.training import checked_schedule
-from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask
 from nvg_jax.training import flops
 from nvg_jax.training.loop import Schedule, Task, count_flops, make_step
@@ -140,8 +138,8 @@ def _report(config: ConfigDict, name: str, mesh: Mesh) -> Report:
 
 def abstract_task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule) -> Task:
     """The task that `train` would run, with shapes in place of weights."""
-    training = config[name].training
-    tokenizer = build_tokenizer(config)
+    training, method = config[name].training, METHODS[config.method]
+    tokenizer = method.build_tokenizer(config)
 
     def network(name: str, needed: float) -> Frozen | None:
         if not needed:
@@ -158,8 +156,8 @@ def abstract_task(config: ConfigDict, name: str, mesh: Mesh, schedule: Schedule)
             network("dino", training.adversarial_weight),
         )
     variables = sharding.abstract(tokenizer.init_variables, mesh, jax.random.key(0))
-    return GeneratorTask(
-        build_generator(config),
+    return method.task(
+        method.build_generator(config),
         tokenizer,
         variables,
         training,

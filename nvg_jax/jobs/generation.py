@@ -8,6 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,10 +19,12 @@ from ml_collections import ConfigDict
 from nvg_jax import allowed, files, keys, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import Samples, save_samples
-from nvg_jax.generator import content, mean_flow, sampler
+from nvg_jax.generator import content, mean_flow
+from nvg_jax.generator.sampler import Given, Kept, Settings
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.job import class_bounds, job
+from nvg_jax.jobs.method import METHODS
 from nvg_jax.jobs.model import Model, load_model
 from nvg_jax.progress import Progress
 from nvg_jax.tokenizer import inference
@@ -29,13 +32,13 @@ from nvg_jax.tokenizer import inference
 log = logging.getLogger(__name__)
 
 
-def sampling_settings(config: ConfigDict) -> sampler.Settings:
+def sampling_settings(config: ConfigDict) -> Settings:
     """The part of a run's config that `generate` needs.
 
     UserError if a network that takes its guidance is to be guided more than it was in training, or
     one that does not look ahead is not to run at every stage.
     """
-    settings, model = sampler.Settings.from_config(config.sampling), config.generator.model
+    settings, model = Settings.from_config(config.sampling), config.generator.model
     if model.structure == "masked" and settings.structure_stages:
         raise UserError(
             f"config.sampling.structure_stages={settings.structure_stages}: masked bits tell "
@@ -62,13 +65,13 @@ def requested_classes(config: ConfigDict, num_samples: int) -> Int[np.ndarray, "
 
 def generate(
     model: Model,
-    settings: sampler.Settings,
+    settings: Settings,
     class_ids: Sequence[int | None] | Int[np.ndarray, "N"],
     batch_size: int | None = None,
     seed: int | Key[Array, ""] = 0,
-    given: sampler.Given | None = None,
+    given: Given | None = None,
     quiet: bool = False,
-    kept: sampler.Kept | None = None,
+    kept: Kept | None = None,
 ) -> Iterator[tuple[GranularitySequence, UInt8[np.ndarray, "_ height width 3"]]]:
     """Sequences and images of the class ids, batch by batch; `quiet`: no progress bar.
 
@@ -102,7 +105,7 @@ def generate(
             of_batch |= {"rows": rows, "class_id": class_ids[rows]}
             placed = sharding.place_copies(of_batch, placement)
             with jax.set_mesh(mesh):
-                sequence = sampler.sample(
+                sequence = METHODS[model.method].task.sample(
                     model.tokenizer,
                     model.generator,
                     settings,
@@ -110,8 +113,7 @@ def generate(
                     model.generator_variables,
                     placed["class_id"],
                     _keys(root, placed["rows"]),
-                    given=given and given._replace(sequence=placed["sequence"]),
-                    kept=placed["kept"],
+                    **_some(given, placed["sequence"], placed["kept"]),
                 )
                 images = inference.images_of(model.tokenizer, model.tokenizer_variables, sequence)
             yield min(batch_size, count - start), (sequence, images)
@@ -121,6 +123,15 @@ def generate(
             found = jax.tree.map(lambda x, real=real: x[:real], sharding.on_host(made))
             progress.update(real)
             yield found
+
+
+def _some(
+    given: Given | None, sequence: GranularitySequence | None, kept: Kept | None
+) -> dict[str, Any]:
+    """What a sampler is told of what is given or kept of a batch, if anything is."""
+    if given:
+        given = given._replace(sequence=sequence)
+    return {name: x for name, x in (("given", given), ("kept", kept)) if x is not None}
 
 
 @jax.jit
@@ -171,7 +182,7 @@ def write_samples(config: ConfigDict, workdir: str, for_job: str) -> epath.Path 
     images = collect(itertools.chain([first], batches), len(class_ids))
     few = jax.tree.map(lambda x: x[:4], first[0])
     stage_images = sharding.on_host(inference.stage_images_of(tokenizer, variables, few))
-    strips = visualize.strips(stage_images, few.structure, tokenizer.grid)
+    strips = visualize.strips(stage_images, few.structure, tokenizer.grid, tokenizer.captions)
     if jax.process_index() > 0:
         return None
     with files.new_folder(f"{workdir}/samples") as folder:
@@ -186,7 +197,7 @@ def write_samples(config: ConfigDict, workdir: str, for_job: str) -> epath.Path 
     log.info("wrote %d samples: %s/{samples.npz,grid.png,strips.png}", len(images), folder)
     if given:
         log.info("wrote the given structure: %s/given.png", folder)
-    else:
+    elif few.structure is not None:
         log.info("in strips.png %s", visualize.MAP_COLOURS)
     return folder
 

@@ -13,7 +13,8 @@ from nvg_jax import allowed, files, pretrained
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.metric import METRICS
-from nvg_jax.generator.model import CHOICES, build_generator
+from nvg_jax.generator.model import CHOICES
+from nvg_jax.jobs.method import METHODS, check_baseline
 
 P, R = ParamSpec("P"), TypeVar("R")
 
@@ -36,7 +37,7 @@ def _checked(
 ) -> Callable[..., R]:
     @functools.wraps(run)
     def checked(config: ConfigDict, workdir: str, *args: P.args, **kwargs: P.kwargs) -> R:
-        check(config)
+        check(config, run.__name__)
         problem = ""
         try:
             workdir = look_at(workdir)
@@ -49,18 +50,28 @@ def _checked(
     return checked
 
 
-def check(config: ConfigDict) -> None:
-    """UserError, in one line, for values that are not allowed or do not go together."""
+def check(config: ConfigDict, job: str = "") -> None:
+    """UserError, in one line, for values that are not allowed or do not go together.
+
+    job: by its name, if it is for one.
+    """
     allowed.check(
         config,
         "config",
         CHOICES
         | class_bounds(config.data.num_classes)
-        | {"evaluation.metrics": tuple[Literal[tuple(METRICS)], ...]},
+        | {
+            "method": Literal[tuple(METHODS)],
+            "evaluation.metrics": tuple[Literal[tuple(METRICS)], ...],
+        },
     )
     if config.pretrained:
         pretrained.folder(config.pretrained, config.frozen.directory)
-    sizes = build_generator(config).sizes  # Which go together with those of the tokenizer.
+    # Its sizes go together with those of the tokenizer.
+    sizes = METHODS[config.method].build_generator(config).sizes
+    if config.method != "nvg":
+        check_baseline(config, job)
+        return
     with_structure = Annotated[int, Field(ge=0, lt=max(sizes.last_stage - 1, 1))]
     given = Annotated[int, Field(ge=0, le=sizes.last_stage + 1)]
     bounds = {

@@ -20,9 +20,9 @@ from nvg_jax import checkpoint, files, keys, pretrained, sharding
 from nvg_jax.arrays import check_architecture
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import Frozen, load_network
-from nvg_jax.generator.model import Generator, build_generator
 from nvg_jax.jobs.job import job
-from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
+from nvg_jax.jobs.method import METHODS, AnyGenerator
+from nvg_jax.tokenizer.model import Tokenizer
 from nvg_jax.weights import load_weights, save_weights, saved_architecture
 
 log = logging.getLogger(__name__)
@@ -35,19 +35,25 @@ class Model:
 
     generator_variables: None if only the tokenizer was loaded. sources: where the tokenizer's and
     the generator's weights are from, as 'step 900' of the workdir's training, or a directory.
+    method: a name in `method.METHODS`.
     """
 
     tokenizer: Tokenizer
     tokenizer_variables: Variables
-    generator: Generator
+    generator: AnyGenerator
     generator_variables: Variables
     mesh: Mesh
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    method: str = "nvg"
 
 
 def load_model(config: ConfigDict, workdir: str, with_generator: bool = True) -> Model:
     """The averaged weights that the config names, or else the newest of the workdir's training."""
-    modules = {"tokenizer": build_tokenizer(config), "generator": build_generator(config)}
+    method = METHODS[config.method]
+    modules = {
+        "tokenizer": method.build_tokenizer(config),
+        "generator": method.build_generator(config),
+    }
     names = ("tokenizer", "generator") if with_generator else ("tokenizer",)
     loaded = {name: _load(config, workdir, name, modules[name]) for name in names}
     variables, sources = ({name: pair[i] for name, pair in loaded.items()} for i in (0, 1))
@@ -58,6 +64,7 @@ def load_model(config: ConfigDict, workdir: str, with_generator: bool = True) ->
         variables.get("generator"),
         sharding.create_mesh(config.mesh),
         sources,
+        config.method,
     )
 
 
@@ -76,7 +83,7 @@ def given_weights(config: ConfigDict, name: str) -> str:
 
 
 def _load(
-    config: ConfigDict, workdir: str, name: str, module: Tokenizer | Generator
+    config: ConfigDict, workdir: str, name: str, module: Tokenizer | AnyGenerator
 ) -> tuple[Variables, str]:
     """The weights that the config names, or else the average in the newest checkpoint of the
     training in the workdir; and which of them it was."""
@@ -89,12 +96,14 @@ def _load(
     return variables, f"step {step}"
 
 
-def _abstract(config: ConfigDict, module: Tokenizer | Generator) -> Variables:
+def _abstract(config: ConfigDict, module: Tokenizer | AnyGenerator) -> Variables:
     mesh = sharding.create_mesh(config.mesh)
     return sharding.abstract(module.init_variables, mesh, jax.random.key(0))
 
 
-def initial_generator(config: ConfigDict, generator: Generator) -> Callable[[], Variables] | None:
+def initial_generator(
+    config: ConfigDict, generator: AnyGenerator
+) -> Callable[[], Variables] | None:
     """What loads the weights that training is to start at; None if the config names none.
 
     They may be those of another number of classes, or of a flow for a mean flow: what they lack, or

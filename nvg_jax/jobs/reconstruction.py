@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from nvg_jax import files, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.jobs.job import job
+from nvg_jax.jobs.method import METHODS
 from nvg_jax.jobs.model import load_tokenizer
-from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import reconstruction_strips
 
 log = logging.getLogger(__name__)
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 def reconstruct(config: ConfigDict, workdir: str) -> epath.Path | None:
     """Writes evaluation images coarse to fine: `strips.png` in a new folder `reconstructions/`,
     which process 0 returns."""
-    tokenizer = build_tokenizer(config)
+    tokenizer = METHODS[config.method].build_tokenizer(config)
     variables = load_tokenizer(config, workdir, tokenizer)
     batches = pipeline.evaluation_batches(
         config.data, config.data.eval_split, config.evaluation.num_pictures
@@ -34,6 +34,7 @@ def reconstruct(config: ConfigDict, workdir: str) -> epath.Path | None:
         with files.new_folder(f"{workdir}/reconstructions") as folder:
             visualize.save_png(folder / "strips.png", strips)
         log.info("wrote %d reconstructions: %s/strips.png", len(images), folder)
-        log.info("in strips.png %s", visualize.MAP_COLOURS)
+        if config.method == "nvg":
+            log.info("in strips.png %s", visualize.MAP_COLOURS)
         return folder
     return None

@@ -18,8 +18,6 @@ from nvg_jax.data import pipeline, token_cache
 from nvg_jax.data.stream import Order
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
-from nvg_jax.generator.model import build_generator
-from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.jobs.generation import (
     find_samples,
     requested_classes,
@@ -27,6 +25,7 @@ from nvg_jax.jobs.generation import (
     write_samples,
 )
 from nvg_jax.jobs.job import job
+from nvg_jax.jobs.method import METHODS
 from nvg_jax.jobs.model import (
     Variables,
     frozen_network,
@@ -37,7 +36,7 @@ from nvg_jax.jobs.model import (
 )
 from nvg_jax.jobs.tokenization import cache_directory, refuse_repa_with, tokenize
 from nvg_jax.progress import track
-from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
+from nvg_jax.tokenizer.model import Tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
 from nvg_jax.training import loop
 from nvg_jax.training.state import TrainState
@@ -56,7 +55,8 @@ def train(config: ConfigDict, workdir: str) -> None:
     that is done.
     """
     mesh = sharding.create_mesh(config.mesh)
-    tokenizer, generator = build_tokenizer(config), build_generator(config)
+    method = METHODS[config.method]
+    tokenizer, generator = method.build_tokenizer(config), method.build_generator(config)
     training = config.generator.training
     cache = cache_directory(config, workdir)
     refuse_repa_with(cache, config)
@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: str) -> None:
                 multihost_utils.sync_global_devices("looked for a token cache")
                 if not cached_images:
                     tokenize(config, workdir, stop)
-            task = GeneratorTask(
+            task = method.task(
                 generator,
                 tokenizer,
                 variables,

@@ -24,7 +24,7 @@ def sequences_of(
     tokenizer: Tokenizer, variables: Variables, images: Float[Array, "B height width 3"]
 ) -> GranularitySequence:
     """The sequences of images in [-1, 1]."""
-    return tokenizer.apply(variables, images, method=Tokenizer.tokenize)[0]
+    return tokenizer.apply(variables, images, method="tokenize")[0]
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
@@ -32,7 +32,7 @@ def latents_of(
     tokenizer: Tokenizer, variables: Variables, images: Float[Array, "B height width 3"]
 ) -> tuple[Float[Array, "B L C"], Int[Array, "B L"]]:
     """The latents of images in [-1, 1], not quantized, and their structures."""
-    return tokenizer.apply(variables, images, method=Tokenizer.cluster)
+    return tokenizer.apply(variables, images, method="cluster")
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
@@ -40,8 +40,8 @@ def images_of(
     tokenizer: Tokenizer, variables: Variables, sequence: GranularitySequence
 ) -> UInt8[Array, "B height width 3"]:
     """The images of finished sequences."""
-    canvases = tokenizer.apply(variables, sequence, method=Tokenizer.canvases)
-    images = tokenizer.apply(variables, canvases[:, -1], method=Tokenizer.decode)
+    canvases = tokenizer.apply(variables, sequence, method="canvases")
+    images = tokenizer.apply(variables, canvases[:, -1], method="decode")
     return pixels.to_uint8(images)
 
 
@@ -50,10 +50,10 @@ def stage_images_of(
     tokenizer: Tokenizer, variables: Variables, sequence: GranularitySequence
 ) -> UInt8[Array, "B stages height width 3"]:
     """The image of the canvas after each stage: the coarse-to-fine strip."""
-    canvases = tokenizer.apply(variables, sequence, method=Tokenizer.canvases)[:, 1:]
+    canvases = tokenizer.apply(variables, sequence, method="canvases")[:, 1:]
     batch, stages = canvases.shape[:2]
     flat = canvases.reshape(batch * stages, *canvases.shape[2:])
-    images = pixels.to_uint8(tokenizer.apply(variables, flat, method=Tokenizer.decode))
+    images = pixels.to_uint8(tokenizer.apply(variables, flat, method="decode"))
     return images.reshape(batch, stages, *images.shape[1:])
 
 
@@ -62,5 +62,5 @@ def canvas_moments(
     tokenizer: Tokenizer, variables: Variables, images: Float[Array, "B height width 3"]
 ) -> tuple[Float[Array, "canvases"], Float[Array, "canvases"]]:
     """Mean and mean square of each canvas over a batch."""
-    _, canvases = tokenizer.apply(variables, images, method=Tokenizer.tokenize)
+    _, canvases = tokenizer.apply(variables, images, method="tokenize")
     return jnp.mean(canvases, axis=(0, 2, 3)), jnp.mean(canvases**2, axis=(0, 2, 3))

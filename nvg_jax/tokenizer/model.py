@@ -62,6 +62,16 @@ class Tokenizer(nn.Module):
         return granularity.last_stage(self.num_positions)
 
     @property
+    def captions(self) -> list[str]:
+        """Of each stage, in pictures."""
+        return [f"stage {k}\n{2**k} token{'s' if k else ''}" for k in range(self.last_stage + 1)]
+
+    @nn.nowrap
+    def by_stage(self, tokens: Int[Array, "B heap"]) -> list[Int[Array, "B _"]]:
+        """The tokens of each stage, from 0 on."""
+        return granularity.by_stage(tokens)
+
+    @property
     def architecture(self) -> str:
         """What a checkpoint has to agree with, in one line."""
         multipliers = ",".join(map(str, self.multipliers))
@@ -81,7 +91,11 @@ class Tokenizer(nn.Module):
         sizes = (self.width, self.multipliers, self.num_blocks, self.norm_groups)
         self.encoder = Encoder(*sizes, self.latent_channels, self.precision)
         self.decoder = Decoder(*sizes, self.precision)
-        self.quantizer = Quantizer(self.vocab_size, self.latent_channels, self.grid)
+        self.quantizer = self.make_quantizer()
+
+    @nn.nowrap
+    def make_quantizer(self) -> Quantizer:
+        return Quantizer(self.vocab_size, self.latent_channels, self.grid)
 
     def __call__(
         self,
@@ -141,8 +155,13 @@ def canvas_scales(variables: Any) -> Float[Array | np.ndarray, "canvases"]:
     return variables["stats"]["quantizer"]["canvas_scales"]
 
 
-def build_tokenizer(config: ConfigDict) -> Tokenizer:
-    """The tokenizer of a whole run's config; UserError if its sizes do not fit together."""
+def build_tokenizer(
+    config: ConfigDict, kind: type[Tokenizer] = Tokenizer, **options: Any
+) -> Tokenizer:
+    """The tokenizer of a whole run's config; UserError if its sizes do not fit together.
+
+    kind: the class, which takes these options besides.
+    """
     model = config.tokenizer.model
     allowed.check(model, "config.tokenizer.model")
     factor = downsampling(model.multipliers)
@@ -156,7 +175,7 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
             f"config.tokenizer.model.width={model.width} is not a multiple of norm_groups="
             f"{model.norm_groups}, the groups of channels that are normalised together"
         )
-    tokenizer = Tokenizer(
+    tokenizer = kind(
         image_size=config.data.image_size,
         width=model.width,
         multipliers=tuple(model.multipliers),
@@ -166,6 +185,7 @@ def build_tokenizer(config: ConfigDict) -> Tokenizer:
         norm_groups=model.norm_groups,
         clustering=model.clustering,
         precision=model.precision,
+        **options,
     )
     _ = tokenizer.last_stage  # Raises if the positions are not a power of two.
     return tokenizer

@@ -77,6 +77,23 @@ class Quantizer(nn.Module):
         refined = image + 0.5 * (convolved + self.refiner_bias[stage])
         return refined.reshape(painted.shape)
 
+    def by_stage(self, tokens: Int[Array, "B heap"]) -> list[Int[Array, "B _"]]:
+        """The tokens of each stage."""
+        return granularity.by_stage(tokens)
+
+    def mean(
+        self, values: Float[Array, "B L C"], structure: Int[Array, "B L"], stage: int
+    ) -> Float[Array, "B N C"]:
+        """What each token of a stage has to stand for: the mean over its cluster."""
+        labels = granularity.labels_at(structure, stage)
+        return granularity.cluster_mean(values, labels, 2**stage)
+
+    def paint(
+        self, vectors: Float[Array, "B N C"], structure: Int[Array, "B L"], stage: int
+    ) -> Float[Array, "B L C"]:
+        """The tokens' vectors at the positions they stand for."""
+        return granularity.paint(vectors, granularity.labels_at(structure, stage))
+
     def brush(
         self,
         tokens: Int[Array, "B N"],
@@ -92,24 +109,24 @@ class Quantizer(nn.Module):
 
     def canvases(self, sequence: GranularitySequence) -> Float[Array, "B canvases L C"]:
         """The canvases before each stage and after the last one, from a finished sequence."""
-        batch, length = sequence.structure.shape
-        canvas = jnp.zeros((batch, length, self.channels))
+        batch = sequence.tokens.shape[0]
+        canvas = jnp.zeros((batch, self.grid[0] * self.grid[1], self.channels))
         canvases = [canvas]
-        for stage in range(self.last_stage + 1):
-            labels = granularity.labels_at(sequence.structure, stage)
-            tokens = granularity.stage_tokens(sequence.tokens, stage)
-            canvas = canvas + self.brush(tokens, labels, stage)
+        for stage, tokens in enumerate(self.by_stage(sequence.tokens)):
+            painted = self.paint(self.codebook[tokens], sequence.structure, stage)
+            canvas = canvas + self.refine(painted, stage)
             canvases.append(canvas)
         return jnp.stack(canvases, axis=1)
 
     def __call__(
         self,
         latent: Float[Array, "B L C"],
-        structure: Int[Array, "B L"],
+        structure: Int[Array, "B L"] | None,
         codebook_warmup: Bool[Array, ""] | None = None,
     ) -> Quantized:
         """Quantizes the residual stage by stage.
 
+        structure: None if `mean` and `paint` need none.
         codebook_warmup: whether the vectors of a stage are `onehot + softmax - sg(softmax)` of the
         codes' negative distances times the codebook, so that every code gets a gradient (index
         back-propagation). None: no, and no program for it.
@@ -117,12 +134,11 @@ class Quantizer(nn.Module):
         canvas = jnp.zeros_like(latent)
         tokens, canvases, loss = [], [canvas], 0.0
         for stage in range(self.last_stage + 1):
-            labels = granularity.labels_at(structure, stage)
-            mean = granularity.cluster_mean(latent - canvas, labels, 2**stage)
+            mean = self.mean(latent - canvas, structure, stage)
             distance = self._squared_distance(mean)
             code = jnp.argmin(distance, axis=-1)
             vectors = self._vectors(code, distance, codebook_warmup)
-            painted = self.refine(granularity.paint(vectors, labels), stage)
+            painted = self.refine(self.paint(vectors, structure, stage), stage)
             canvas = canvas + painted
             commitment = jnp.mean((jax.lax.stop_gradient(canvas) - latent) ** 2)
             codebook = jnp.mean((canvas - jax.lax.stop_gradient(latent)) ** 2)

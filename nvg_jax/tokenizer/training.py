@@ -110,7 +110,7 @@ class TokenizerTask:
                     (canvases[:, 1:] - canvases[:, -1:]) ** 2, axis=(0, 2, 3)
                 ),
                 "token_counts": granularity.token_counts(
-                    output.quantized.tokens, self.tokenizer.vocab_size
+                    self.tokenizer.by_stage(output.quantized.tokens), self.tokenizer.vocab_size
                 ),
             }
             # One backward pass: neither loss has a gradient for the other side's parameters.
@@ -150,7 +150,7 @@ def reconstruction_strips(
     stage_images, structure, originals = sharding.on_host(
         (stage_images, sequence.structure, pixels.to_uint8(images))
     )
-    return visualize.strips(stage_images, structure, tokenizer.grid, originals)
+    return visualize.strips(stage_images, structure, tokenizer.grid, tokenizer.captions, originals)
 
 
 def with_canvas_scales(

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from scipy import ndimage
 
+from nvg_jax import granularity
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.metrics.codebook_usage import CodebookUsage
 from nvg_jax.evaluation.metrics.psnr import psnr
@@ -103,7 +104,7 @@ def test_usage_agrees_with_the_set_of_codes(seed, vocab_size, num_parts):
     tokens = np.random.default_rng(seed).integers(0, vocab_size, (3, 15), np.int32)
     metric = CodebookUsage(ConfigDict({"tokenizer": {"model": {"vocab_size": vocab_size}}}), 0)
     for part in np.split(tokens, num_parts):
-        metric.update(part)
+        metric.update(granularity.by_stage(part))
     overall, by_stage = metric.shares()
     assert overall == len(np.unique(tokens)) / vocab_size
     for stage, share in enumerate(by_stage):

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Int
 
-from nvg_jax import granularity
 from nvg_jax.evaluation.metric import Metric, Resources
 from nvg_jax.evaluation.streams import Seen
 
@@ -15,14 +14,13 @@ class CodebookUsage(Metric):
 
     streams = ("split",)
 
-    def look(self, seen: Seen) -> Int[Array, "B heap"]:
-        return seen.sequence.tokens
+    def look(self, seen: Seen) -> list[Int[Array, "B _"]]:
+        return seen.tokens
 
-    def update(self, rows: Int[np.ndarray, "B heap"]) -> None:
-        stages = granularity.last_stage((rows.shape[1] + 1) // 2) + 1
-        self.parts = self.parts or [set() for _ in range(stages)]  # The codes of each stage.
-        for stage, used in enumerate(self.parts):
-            used.update(np.unique(rows[:, granularity.stage_slice(stage)]))
+    def update(self, rows: list[Int[np.ndarray, "B _"]]) -> None:
+        self.parts = self.parts or [set() for _ in rows]  # The codes of each stage.
+        for used, tokens in zip(self.parts, rows, strict=True):
+            used.update(np.unique(tokens))
 
     def result(self, resources: Resources) -> dict[str, Any]:
         overall, by_stage = self.shares()
