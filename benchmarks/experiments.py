@@ -51,7 +51,15 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     "methods": {
         name: changes | {"method": name, "evaluation.metrics": OF_ALL_METHODS}
-        for name, changes in (("nvg", {}), ("var", {"generator.training.stage_stride": 1}))
+        for name, changes in {
+            "nvg": {},
+            "var": {"generator.training.stage_stride": 1},
+            "flow": {
+                "generator.training.stage_stride": 1,
+                "sampling.flow_steps": 25,
+                "sampling.content_guidance": (2.0, 2.0),
+            },
+        }.items()
     },
     "guidance": {
         "two passes": {},

@@ -19,7 +19,7 @@ def get_config(
     """
     config = ml_collections.ConfigDict()
     config.seed = 0
-    config.method = "nvg"  # Or, to compare: 'var'. See docs/baselines.md.
+    config.method = "nvg"  # Or, to compare: 'var', 'flow'. See docs/baselines.md.
     config.pretrained = ""  # Weights by name, where no checkpoint is named below: docs/weights.md.
 
     config.data = data = ml_collections.ConfigDict()
@@ -145,7 +145,7 @@ def get_config(
     sampling.temperature = 1.0  # 0 takes the most likely token.
     sampling.top_k = 0  # 0: all tokens.
     sampling.top_p = (1.0, 0.5)  # Falls from the first to the second value over the stages.
-    sampling.flow_steps = 25
+    sampling.flow_steps = 25  # Of each run of the structure model; of the method 'flow', of all.
     sampling.structure_stages = ()  # At which the structure generator runs; empty: all.
     sampling.gumbel_split = False  # Draw the halves of a split instead of taking the top half.
 

@@ -114,8 +114,10 @@ def token_counts(tokens: Sequence[Int[Array, "B _"]], vocab_size: int) -> Int[Ar
 
     tokens: of each stage.
     """
-    none = jnp.zeros((vocab_size,), jnp.int32)
-    return jnp.stack([none.at[of_stage].add(1) for of_stage in tokens])
+    counts = jnp.zeros((len(tokens), vocab_size), jnp.int32)
+    for stage, of_stage in enumerate(tokens):
+        counts = counts.at[stage, of_stage].add(1)
+    return counts
 
 
 def codebook_usage(

@@ -18,7 +18,6 @@ from nvg_jax import granularity, keys, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import Frozen
 from nvg_jax.generator import sampler
-from nvg_jax.generator.model import Generator
 from nvg_jax.generator.repa import Alignment
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.tokenizer import inference
@@ -40,7 +39,7 @@ class GeneratorTask:
 
     def __init__(
         self,
-        generator: Generator,
+        generator: Any,
         tokenizer: Tokenizer,
         tokenizer_variables: Any,
         config: ConfigDict,
@@ -48,7 +47,8 @@ class GeneratorTask:
         settings: sampler.Settings,
         dinov2: Frozen | None = None,
     ):
-        """config: the generator's training config. settings: for the pictures on the way.
+        """generator: a `Generator`; of a subclass what it trains. config: the generator's training
+        config. settings: for the pictures on the way.
 
         UserError if REPA aligns a block that the generator does not have.
         """

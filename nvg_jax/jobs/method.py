@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from nvg_jax.baselines.flow.generator import FlowGenerator, FlowTask, build_flow_generator
+from nvg_jax.baselines.flow.tokenizer import build_autoencoder
 from nvg_jax.baselines.var.generator import VarGenerator, build_var_generator
 from nvg_jax.baselines.var.tokenizer import build_pyramid_tokenizer
 from nvg_jax.baselines.var.training import VarTask
@@ -16,7 +18,7 @@ from nvg_jax.generator.model import Generator, build_generator
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 
-AnyGenerator = Generator | VarGenerator
+AnyGenerator = Generator | VarGenerator | FlowGenerator
 
 
 class Method(NamedTuple):
@@ -33,11 +35,13 @@ class Method(NamedTuple):
 METHODS = {
     "nvg": Method(build_tokenizer, build_generator, GeneratorTask),
     "var": Method(build_pyramid_tokenizer, build_var_generator, VarTask),
+    "flow": Method(build_autoencoder, build_flow_generator, FlowTask),
 }
 
 # What only the paper's method has: jobs, metrics, and values that have to be left as they are.
 OWN_JOBS = ("tokenize", "control", "edit", "compile")
 OWN_METRICS = ("structure_miou", "guided_iou", "variation", "structure_gap")
+OF_TOKENS = ("codebook_usage",)
 OWN_VALUES = {
     "pretrained": "",
     "token_cache.directory": "",
@@ -62,9 +66,10 @@ def check_baseline(config: ConfigDict, job: str = "") -> None:
     """UserError for what a baseline is asked for and has not: a job, metrics or other values."""
     if job in OWN_JOBS:
         raise UserError(f"the job {job} is of the method nvg: config.method is {config.method}")
-    if found := [name for name in config.evaluation.metrics if name in OWN_METRICS]:
+    lacking = OWN_METRICS + OF_TOKENS * (config.method == "flow")
+    if found := [name for name in config.evaluation.metrics if name in lacking]:
         raise UserError(
-            f"{', '.join(found)} of config.evaluation.metrics need structure, which config.method="
+            f"{', '.join(found)} of config.evaluation.metrics need what config.method="
             f"{config.method} has not: take them out"
         )
     for name, wanted in OWN_VALUES.items():

@@ -20,7 +20,8 @@ Metrics = dict[str, Any]
 class Report:
     """Gathers the metrics of steps on the devices, and writes their summary now and then.
 
-    A metric is a scalar, one value a stage (`*_by_stage`), or `token_counts [stages, V]`. Those
+    A metric is a scalar, one value a stage (`*_by_stage`), or `token_counts [stages, V]`, of no
+    stages where there are no tokens. Those
     named `loss` and `loss/<term>` stand in the lines on the terminal.
     `step_flops`: floating-point operations of a step, from which the devices' utilisation follows.
 
@@ -125,6 +126,8 @@ def _summarise(steps: list[Metrics]) -> Metrics:
         if name != "token_counts"
     }
     counts = np.sum([metrics["token_counts"] for metrics in steps], axis=0)
+    if not len(counts):
+        return summary
     usage, overall = granularity.codebook_usage(counts)
     return {**summary, "codebook_usage": overall, "codebook_usage_by_stage": usage}
 
@@ -147,10 +150,11 @@ def _line(name: str, step: int, num_steps: int, summary: Metrics, seconds_left: 
         for term, value in sorted(summary.items())
         if term == "loss" or term.startswith("loss/")
     )
+    codebook = f"codebook {summary['codebook_usage']:.0%}  " if "codebook_usage" in summary else ""
     utilisation = f" ({summary['utilisation']:.0%} of peak)" if "utilisation" in summary else ""
     skipped = f"  skipped {summary['skipped_images']}" if summary["skipped_images"] else ""
     return (
-        f"{name} {step}/{num_steps}  {terms}  codebook {summary['codebook_usage']:.0%}  "
+        f"{name} {step}/{num_steps}  {terms}  {codebook}"
         f"{summary['images_per_second']:.0f} images/s{utilisation}{skipped}  {left} left"
     )
 

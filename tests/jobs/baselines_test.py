@@ -18,14 +18,15 @@ def baseline(tiny_config):
 
     def make(method):
         small.as_baseline(tiny_config, method)
-        tiny_config.tokenizer.model.scales = (1, 2, 4, 8)
-        tiny_config.evaluation.metrics = ("psnr", "codebook_usage", "fid", "class_agreement")
+        tiny_config.sampling.flow_steps = 2
+        of_tokens = ("codebook_usage",) * (method == "var")
+        tiny_config.evaluation.metrics = ("psnr", "fid", "class_agreement", *of_tokens)
         return tiny_config
 
     return make
 
 
-@pytest.mark.parametrize("method", ["var"])
+@pytest.mark.parametrize("method", ["var", "flow"])
 def test_from_nothing_to_numbers_and_weights(baseline, method, tmp_path):
     config, root = baseline(method), epath.Path(tmp_path)
     jobs.train(config, str(root))
@@ -71,8 +72,11 @@ def test_values_of_structure_are_refused(baseline, name, value):
 
 def test_metrics_of_structure_are_refused(baseline):
     config = baseline("var")
-    config.evaluation.metrics = ("psnr", "variation", "structure_gap")
-    with pytest.raises(UserError, match="variation, structure_gap of config.evaluation.metrics"):
+    config.evaluation.metrics = ("psnr", "codebook_usage", "variation", "structure_gap")
+    with pytest.raises(UserError, match="^variation, structure_gap of config.evaluation.metrics"):
+        check(config)
+    config.method = "flow"
+    with pytest.raises(UserError, match="^codebook_usage, variation, structure_gap of config"):
         check(config)
 
 
