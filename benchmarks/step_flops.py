@@ -1,9 +1,11 @@
-"""Floating-point operations of one training step, an image; needs neither device nor weights.
+"""Parameters, and floating-point operations of a training step, an image; needs no device.
 
 python -m benchmarks.step_flops --config=configs/nvg_d16.py
 """
 
 from __future__ import annotations
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict, config_flags
 
 from nvg_jax import cli, sharding
 from nvg_jax.jobs.compilation import abstract_task
+from nvg_jax.jobs.method import METHODS
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.training.loop import Schedule, count_flops
 
@@ -41,10 +44,16 @@ def main() -> None:
     without_repa = config.copy_and_resolve_references()
     without_repa.generator.training.repa.weight = 0.0
     print(f"teraflops a training image, {config_flags.get_config_filename(flags.FLAGS['config'])}")
-    print(f"  tokenizer            {_count(config, 'tokenizer', images):9.4f}")
-    print(f"  generator            {_count(config, 'generator', images):9.4f}")
-    print(f"  generator, no REPA   {_count(without_repa, 'generator', images):9.4f}")
-    print(f"  generator, cached    {_count(without_repa, 'generator', tokens):9.4f}")
+    print(f"  tokenizer            {_count(config, 'tokenizer', images):9.3g}")
+    print(f"  generator            {_count(config, 'generator', images):9.3g}")
+    print(f"  generator, no REPA   {_count(without_repa, 'generator', images):9.3g}")
+    if config.method == "nvg":
+        print(f"  generator, cached    {_count(without_repa, 'generator', tokens):9.3g}")
+    print("parameters")
+    for name, build in zip(("tokenizer", "generator"), METHODS[config.method], strict=False):
+        shapes = jax.eval_shape(build(config).init_variables, jax.random.key(0))["params"]
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+        print(f"  {name:20} {count:>9,}")
 
 
 if __name__ == "__main__":

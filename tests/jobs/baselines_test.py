@@ -26,6 +26,7 @@ def baseline(tiny_config):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["var", "flow"])
 def test_from_nothing_to_numbers_and_weights(baseline, method, tmp_path):
     config, root = baseline(method), epath.Path(tmp_path)

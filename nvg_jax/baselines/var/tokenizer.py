@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 from ml_collections import ConfigDict
 
 from nvg_jax.errors import UserError
@@ -85,8 +85,8 @@ class PyramidTokenizer(Tokenizer):
         return quantizer.refine(painted, stage)
 
 
-def by_scale(tokens: Int[Array, "B heap"], scales: Sequence[int]) -> list[Int[Array, "B _"]]:
-    """The tokens of each scale, in raster order."""
+def by_scale(tokens: Num[Array, "B heap"], scales: Sequence[int]) -> list[Num[Array, "B _"]]:
+    """The tokens of each scale, in raster order, or numbers of them."""
     return jnp.split(tokens, np.cumsum(np.square(scales))[:-1], axis=1)
 
 

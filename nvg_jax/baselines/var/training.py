@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Key
 
 from nvg_jax import keys
 from nvg_jax.baselines.var import sampler
+from nvg_jax.baselines.var.tokenizer import by_scale
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.generator.transformer import dropping
 from nvg_jax.tokenizer.model import canvas_scales
@@ -34,7 +35,8 @@ class VarTask(GeneratorTask):
         )
         errors = optax.softmax_cross_entropy_with_integer_labels(logits, sequence.tokens)
         loss = jnp.mean(errors)
-        by_stage = jnp.stack([jnp.mean(x) for x in self.tokenizer.by_stage(errors)])
+        scales = self.generator.sizes.stack.scales
+        by_stage = jnp.stack([jnp.mean(x) for x in by_scale(errors, scales)])
         return loss, {
             "loss": loss,
             "loss/content": loss,
