@@ -68,8 +68,10 @@ class Generator:
 def build_generator(config: ConfigDict) -> Generator:
     """The generator of a whole run's config, over its tokenizer's positions and codes.
 
-    UserError if a value is not allowed, or its sizes do not fit together.
+    UserError if a value is not allowed, its sizes do not fit together, or it is of another method.
     """
+    if config.method != "nvg":
+        raise UserError(f"config.method={config.method}: this is for the method nvg alone")
     tokenizer, model = build_tokenizer(config), config.generator.model
     return Generator(
         Sizes(
