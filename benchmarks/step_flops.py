@@ -1,4 +1,4 @@
-"""Parameters, and floating-point operations of a training step, an image; needs no device.
+"""Parameters, and floating-point operations of training and sampling, an image; needs no device.
 
 python -m benchmarks.step_flops --config=configs/nvg_d16.py
 """
@@ -6,6 +6,7 @@ python -m benchmarks.step_flops --config=configs/nvg_d16.py
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from nvg_jax import cli, sharding
+from nvg_jax.generator.settings import Settings
 from nvg_jax.jobs.compilation import abstract_task
 from nvg_jax.jobs.method import METHODS
 from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.training import flops
 from nvg_jax.training.loop import Schedule, count_flops
 
 _BATCH_SIZE = 8
@@ -49,10 +52,21 @@ def main() -> None:
     print(f"  generator, no REPA   {_count(without_repa, 'generator', images):9.3g}")
     if config.method == "nvg":
         print(f"  generator, cached    {_count(without_repa, 'generator', tokens):9.3g}")
+    method = METHODS[config.method]
+    models = [build(config) for build in (method.build_tokenizer, method.build_generator)]
+    key = jax.random.key(0)
+    variables = [sharding.unnamed(jax.eval_shape(each.init_variables, key)) for each in models]
+
+    def sample(variables: Any, key: Any) -> Any:
+        settings, classes = Settings.from_config(config.sampling), jnp.zeros(_BATCH_SIZE, jnp.int32)
+        image_keys = jax.random.split(key, _BATCH_SIZE)
+        return method.task.sample(*models, settings, *variables, classes, image_keys)
+
+    sampling = flops.count(jax.make_jaxpr(sample)(variables, key)) / _BATCH_SIZE / 1e12
+    print(f"  sampling, no decoder {sampling:9.3g}")
     print("parameters")
-    for name, build in zip(("tokenizer", "generator"), METHODS[config.method], strict=False):
-        shapes = jax.eval_shape(build(config).init_variables, jax.random.key(0))["params"]
-        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+    for name, of_one in zip(("tokenizer", "generator"), variables, strict=True):
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(of_one["params"]))
         print(f"  {name:20} {count:>9,}")
 
 
