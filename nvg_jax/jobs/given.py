@@ -18,7 +18,7 @@ from nvg_jax import control, image_files, pixels, sharding, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import streams
-from nvg_jax.generator.sampler import Given, given_structure
+from nvg_jax.generator.given import Given, given_structure
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.model import Variables
 from nvg_jax.tokenizer import inference
