@@ -124,7 +124,7 @@ class Page:
             try:
                 found = self.studio.guide(picture, count)
             except UserError as error:  # Of a drawing that has only been begun.
-                return [None, _sentence(error)]
+                return [None, str(error)]
             return [found.pictures, found.words]
 
         def preview(drawn: dict[str, Any] | None, count: int) -> list[Any]:
@@ -240,16 +240,11 @@ def _canvas(picture: drawing.Picture) -> dict[str, Any]:
     return {"background": picture, "layers": [], "composite": None}
 
 
-def _sentence(error: UserError) -> str:
-    words = str(error)
-    return f"{words[0].upper()}{words[1:]}."
-
-
 def _in_words(run: Callable[..., Any]) -> Callable[..., Any]:
     """Shows a visitor's mistake as one sentence on the page."""
 
     def shown(error: UserError) -> gr.Error:
-        return gr.Error(_sentence(error), print_exception=False, duration=20)
+        return gr.Error(str(error), print_exception=False, duration=20)
 
     if not inspect.isgeneratorfunction(run):
 

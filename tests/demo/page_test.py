@@ -10,7 +10,6 @@ import socket
 import struct
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -103,7 +102,7 @@ def _png(path, width, height):
 @needs_gradio
 def test_images_grow_stage_by_stage_and_can_be_downloaded(client, server):
     job = client.submit(*WISHES, api_name="/generate")
-    *_, (words, picture, maps, strip, files) = [job.result(SECONDS), *job.outputs()]
+    words, picture, maps, strip, files = job.result(SECONDS)
     found = [output[0] for output in job.outputs()]
     assert found[0] == "Stage 0 of 4: 1 token" and words == "1 made in 5 stages."
     assert len(found) == 5
@@ -117,6 +116,7 @@ def test_images_grow_stage_by_stage_and_can_be_downloaded(client, server):
 @pytest.mark.slow
 @needs_gradio
 def test_files_that_are_uploaded(client, tmp_path):
+    import httpx
     from gradio_client import handle_file
     from gradio_client.exceptions import AppError
 
@@ -139,14 +139,12 @@ def test_files_that_are_uploaded(client, tmp_path):
     _png(tmp_path / "large.png", 20_000, 20_000)
     (tmp_path / "heavy.png").write_bytes(bytes(11 * 2**20))
     for name, message in (
-        ("text.png", r"^Cannot read text\.png: it is no image, or damaged\.$"),
-        ("large.png", r"^large\.png is too large: make it 25 million pixels or fewer\.$".title),
-        ("heavy.png", "exceeds the maximum|too large|size"),
+        ("text.png", r"^cannot read text\.png: it is no image, or damaged$"),
+        ("large.png", r"^large\.png is too large: make it 25 million pixels or fewer$"),
+        ("heavy.png", "maximum|too large|size"),  # Gradio says so, while it is being sent.
     ):
-        message = message if isinstance(message, str) else "^Large.png is too large: make it 25 m"
-        with pytest.raises(Exception, match=message) as raised:
+        with pytest.raises((AppError, httpx.HTTPError, ValueError), match=message):
             upload(name)
-        assert name == "heavy.png" or isinstance(raised.value, AppError)
 
 
 @pytest.mark.slow
@@ -221,12 +219,12 @@ def test_each_tab_by_clicking_and_drawing(server, tmp_path):
         text = tmp_path / "text.png"
         text.write_text("no picture")
         visible("Draw the rest anew").click()
-        wait_for("Choose an image first")
+        wait_for("choose an image first")
         chosen = page.locator("input[type=file]")
         chosen.first.set_input_files(text)
-        wait_for("Cannot read text.png: it is no image, or damaged")
+        wait_for("cannot read text.png: it is no image, or damaged")
         visible("One of the model's").click()
-        page.get_by_role("img", name="").locator("visible=true").first.wait_for()
+        page.locator("img").locator("visible=true").first.wait_for()
         visible("Draw the rest anew").click()
         wait_for("^4 made in 5 stages")
         visible("Edit", "tab").click()
@@ -234,7 +232,9 @@ def test_each_tab_by_clicking_and_drawing(server, tmp_path):
         stroke(60, 0)
         visible("Make variants").click()
         wait_for("^4 made in 5 stages")
-        assert not [url for url in requested if not url.startswith((server.address, "blob:", "data:"))]
+        assert not [
+            url for url in requested if not url.startswith((server.address, "blob:", "data:"))
+        ]
         browser.close()
 
 
