@@ -13,7 +13,8 @@ from nvg_jax.errors import UserError
 
 Picture = UInt8[np.ndarray, "_ _ _"]
 
-GREYS = (0, 85, 170, 255)  # Of four levels; two have the first and the last.
+# The colours of four levels, from dark to bright; two have the first and the last.
+PALETTE = np.array([[0, 0, 0], [49, 104, 142], [53, 183, 121], [253, 231, 37]], np.uint8)
 SIDE = 256  # Pixels of what is drawn on, or the next multiple of the model's image.
 _CELLS = 4  # A map is read as the main level of this many places along a latent's position.
 _MASK_ALPHA = 128
@@ -36,10 +37,14 @@ def side(image_size: int) -> int:
 
 
 def example(name: str, width: int) -> Picture:
-    """A map of EXAMPLES as a grey picture."""
+    """A map of EXAMPLES in the colours of its levels."""
     layers = [_union(shapes, width) for shapes in EXAMPLES[name]]
-    greys = np.asarray(GREYS if len(layers) > 1 else (GREYS[0], GREYS[-1]), np.uint8)
-    return np.repeat(greys[sum(layers)][..., None], 3, axis=-1)
+    return colours(4 if len(layers) > 1 else 2)[sum(layers)]
+
+
+def colours(count: int) -> UInt8[np.ndarray, "{count} 3"]:
+    """Of two or four levels."""
+    return PALETTE if count > 2 else PALETTE[[0, -1]]
 
 
 def _union(shapes: str, width: int) -> Int[np.ndarray, "width width"]:
@@ -47,17 +52,17 @@ def _union(shapes: str, width: int) -> Int[np.ndarray, "width width"]:
 
 
 def levels_of(drawn: Picture | None, grid: tuple[int, int], count: int) -> control.Levels:
-    """The level, 0 to `count` - 1, that covers most of each place of a drawn map.
+    """The level, of two or four, that covers most of each place of a drawn map.
 
     UserError: nothing was drawn.
     """
     if drawn is None:
         raise UserError("draw a map first, or choose an example")
     rows, columns = (_CELLS * cells for cells in grid)
-    grey = _fitted(drawn[..., :3], rows, columns).astype(int).mean(axis=-1)
-    greys = np.asarray(GREYS if count > 2 else (GREYS[0], GREYS[-1]))
-    levels = np.abs(grey[..., None] - greys).argmin(axis=-1)
-    is_level = np.moveaxis(levels[..., None] == np.arange(len(greys)), -1, 0)
+    drawn = _fitted(drawn[..., :3], rows, columns).astype(int)
+    known = colours(count).astype(int)
+    levels = np.stack([((drawn - colour) ** 2).sum(axis=-1) for colour in known]).argmin(axis=0)
+    is_level = levels == np.arange(len(known))[:, None, None]
     count_in_each = reduce(is_level, "n (h p) (w q) -> n h w", "sum", h=rows, w=columns)
     return count_in_each.argmax(axis=0)
 

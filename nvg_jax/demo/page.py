@@ -15,11 +15,12 @@ from PIL import Image
 
 from nvg_jax import visualize
 from nvg_jax.demo import bounds, drawing
-from nvg_jax.demo.studio import Made, Studio, Wishes
+from nvg_jax.demo.studio import FILES, Made, Studio, Wishes
 from nvg_jax.errors import UserError
 
 KEPT_SECONDS = 3600  # What was made can be downloaded for so long.
 MAX_WAITING = 100
+MODEL = {"concurrency_id": "model", "concurrency_limit": 1}  # One request at a time has it.
 _NAMES = {
     "fashion_mnist": ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt",
                       "sneaker", "bag", "ankle boot")
@@ -29,8 +30,9 @@ An image is made in stages, from one colour to full detail. Every stage has a *s
 positions share a token, and a *content*, which tokens: both are drawn here, or given by you."""
 _HINTS = {
     "Generate": "Left the images so far, right which of their positions share a token.",
-    "Paint structure": "Paint where the parts of the image are, from dark to bright. Every stage "
-    "halves every cluster, so the map is balanced: see what becomes of it, and sample under it.",
+    "Paint structure": "Paint where the parts of the image are, black and yellow, or in four "
+    "levels of the brush's colours. Every stage halves every cluster, so the map is balanced: see "
+    "what becomes of it, and sample under it.",
     "Take apart": "Upload an image, or take one of the model's. Keep its first stages, and have "
     "the rest drawn anew under any class.",
     "Edit": "Upload an image, or take one of the model's. Brush over what should change.",
@@ -60,7 +62,6 @@ class Page:
                         with gr.Tab(name):
                             gr.Markdown(_HINTS[name])
                             fill()
-        # One request at a time has the model.
         self.blocks.queue(max_size=MAX_WAITING, default_concurrency_limit=1)
 
     def _wishes(self) -> list[gr.components.Component]:
@@ -88,15 +89,19 @@ class Page:
         """Where samples are shown, in the order in which `_shown` gives them."""
         words = gr.Markdown()
         with gr.Row():
-            canvases = gr.Image(label="Images", format="png", interactive=False)
-            maps = gr.Image(label="Structure", format="png", interactive=False)
-        strip = gr.Image(label="The first, stage by stage", format="png", interactive=False)
-        return [words, canvases, maps, strip, gr.Files(label="Download", height=130)]
+            canvases, maps = _picture(), _picture()
+        strip = _picture()
+        with gr.Row():
+            files = [gr.DownloadButton(name, size="sm", interactive=False) for name in FILES]
+        return [words, canvases, maps, strip, *files]
 
     def _shown(self, every: Iterator[Made]) -> Iterator[list[Any]]:
         for made in every:
-            saved = made.save(self.folder / uuid.uuid4().hex) if made.is_last else None
-            yield [made.words, made.picture(), made.maps(), made.strip(), saved]
+            files = [gr.DownloadButton(interactive=False) for _ in FILES]
+            if made.is_last:
+                saved = made.save(self.folder / uuid.uuid4().hex)
+                files = [gr.DownloadButton(value=path, interactive=True) for path in saved]
+            yield [made.words, made.picture(), made.maps(), made.strip(), *files]
 
     def _generate(self) -> None:
         button = gr.Button("Generate", variant="primary")
@@ -104,7 +109,7 @@ class Page:
         def run(*wishes: Any) -> Iterator[list[Any]]:
             yield from self._shown(self.studio.samples(Wishes(*wishes)))
 
-        button.click(_in_words(run), self.wishes, self._outcome(), api_name="generate")
+        button.click(_in_words(run), self.wishes, self._outcome(), api_name="generate", **MODEL)
 
     def _paint(self) -> None:
         with gr.Row():
@@ -112,12 +117,12 @@ class Page:
                 with gr.Row():
                     levels = gr.Radio([2, 4], value=2, label="Levels")
                     example = gr.Dropdown(list(drawing.EXAMPLES), value=None, label="Examples")
-                greys = [f"#{3 * f'{grey:02x}'}" for grey in reversed(drawing.GREYS)]
-                blank = np.zeros((self.side, self.side, 3), np.uint8)
-                editor = self._editor("Map", greys, _canvas(blank))
+                colours = [f"#{bytes(colour).hex()}" for colour in reversed(drawing.PALETTE)]
+                blank = np.tile(drawing.PALETTE[0], (self.side, self.side, 1))
+                editor = self._editor("Map", colours, _canvas(blank))
                 button = gr.Button("Sample under it", variant="primary")
             with gr.Column():
-                guide = gr.Image(label="What becomes of it", format="png", interactive=False)
+                guide = _picture()
                 words = gr.Markdown()
 
         def became(picture: drawing.Picture | None, count: int) -> list[Any]:
@@ -138,7 +143,7 @@ class Page:
         def run(drawn: dict[str, Any] | None, count: int, *wishes: Any) -> Iterator[list[Any]]:
             found = self.studio.guide(drawn and drawn["composite"], count)
             of_guide = [found.pictures, found.words]
-            yield of_guide + [gr.skip()] * 5
+            yield of_guide + [gr.skip()] * (4 + len(FILES))
             every = self.studio.samples(Wishes(*wishes), given=found.given)
             for shown in self._shown(every):
                 yield of_guide + shown
@@ -156,12 +161,12 @@ class Page:
         )
         inputs = [editor, levels, *self.wishes]
         outputs = [guide, words, *self._outcome()]
-        button.click(_in_words(run), inputs, outputs, api_name="paint")
+        button.click(_in_words(run), inputs, outputs, api_name="paint", **MODEL)
 
     def _take_apart(self) -> None:
         file, _ = self._image_file()
         stages = self.studio.num_stages
-        parts = gr.Image(label="Its stages", format="png", interactive=False)
+        parts = _picture()
         with gr.Row():
             of_structure = gr.Slider(0, stages, min(3, stages), step=1, label="Structure kept",
                                      info="Stages, from the first on")  # fmt: skip
@@ -177,9 +182,9 @@ class Page:
             given = self.studio.kept_stages(image, structure, content)
             yield from self._shown(self.studio.samples(Wishes(*wishes), given=given))
 
-        file.change(_in_words(apart), [file], [parts], api_name="take_apart")
+        file.change(_in_words(apart), [file], [parts], api_name="take_apart", **MODEL)
         inputs = [file, of_structure, of_content, *self.wishes]
-        button.click(_in_words(run), inputs, self._outcome(), api_name="draw_anew")
+        button.click(_in_words(run), inputs, self._outcome(), api_name="draw_anew", **MODEL)
 
     def _edit(self) -> None:
         file, _ = self._image_file()
@@ -199,7 +204,7 @@ class Page:
 
         file.change(_in_words(canvas), [file], [editor], api_visibility="private")
         inputs = [file, editor, *self.wishes]
-        button.click(_in_words(run), inputs, self._outcome(), api_name="edit")
+        button.click(_in_words(run), inputs, self._outcome(), api_name="edit", **MODEL)
 
     def _editor(self, label: str, colours: list[Any], value: Any = None) -> gr.ImageEditor:
         return gr.ImageEditor(
@@ -232,8 +237,12 @@ class Page:
             visualize.save_png(path, last.images[0])
             return str(path)
 
-        button.click(_in_words(run), self.wishes, [file], api_visibility="private")
+        button.click(_in_words(run), self.wishes, [file], api_visibility="private", **MODEL)
         return file, button
+
+
+def _picture() -> gr.Image:
+    return gr.Image(format="png", interactive=False, show_label=False, buttons=[])
 
 
 def _canvas(picture: drawing.Picture) -> dict[str, Any]:

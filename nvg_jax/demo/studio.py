@@ -26,7 +26,9 @@ from nvg_jax.jobs.model import Model, load_model
 from nvg_jax.tokenizer import inference
 from nvg_jax.visualize import Picture
 
+FILES = ("samples.npz", "samples.png", "sequences.npz", "stages.png")  # That `Made.save` writes.
 CELL = 128  # Images are shown at least this wide.
+_RED, _PALE = (230, 70, 60), (235, 235, 235)
 
 
 class Wishes(NamedTuple):
@@ -90,7 +92,7 @@ class Made:
         save_samples(folder / "samples.npz", Samples(self.images, class_ids))
         with files.replacing(folder / "sequences.npz") as file:
             np.savez(file, **self.sequence._asdict())
-        return [str(path) for path in sorted(folder.iterdir())]
+        return [str(folder / name) for name in FILES]
 
     def _maps(self, structure: Int[np.ndarray, "L"]) -> list[Picture]:
         return visualize.structure_maps(structure, self.grid, self.stage + 1)
@@ -123,11 +125,19 @@ class Studio:
         self.num_stages = self.model.tokenizer.last_stage + 1
 
     def warm_up(self) -> None:
-        """Makes a sample, so that the first visitor need not wait for programs to be compiled."""
+        """Does all of it once, so that no visitor has to wait for programs to be compiled."""
         sampling = self.config.sampling
         wishes = Wishes(bounds.IN_TURN, 0, 1, 1.0, sampling.temperature, sampling.flow_steps)
-        for _ in self.samples(wishes):
-            pass
+        *_, made = self.samples(wishes)
+        self.taken_apart(made.images[0])
+        half = np.zeros((self.size, self.size, 4), np.uint8)
+        half[: self.size // 2, :, -1] = 255
+        for every in (
+            self.samples(wishes, given=self.kept_stages(made.images[0], 2, 1)),
+            self.variants(made.images[0], [half], wishes),
+        ):
+            for _ in every:
+                pass
 
     def samples(
         self, wishes: Wishes, given: Given | None = None, kept: Kept | None = None
@@ -154,14 +164,13 @@ class Studio:
 
         UserError: nothing or a single level was drawn.
         """
-        levels = drawing.levels_of(drawn, self.grid, bounds.whole(count, 2, 4, "levels"))
+        count = bounds.whole(count, 2, 4, "levels")
+        levels = drawing.levels_of(drawn, self.grid, count)
         num_stages = control.stages_for(levels)
         structure = control.structure_from_map(levels, self.grid, max(num_stages, 2))
         after = drawing.levels_after(levels, structure, self.grid, num_stages)
-        greys = np.linspace(0, 255, levels.max() + 1).astype(np.uint8)
-        changed = np.where((after != levels)[..., None], np.uint8((230, 70, 60)), 235)
-        shown = [np.repeat(greys[x][..., None], 3, axis=-1) for x in (levels, after)]
-        shown += [changed.astype(np.uint8)]
+        changed = np.asarray([_PALE, _RED], np.uint8)[(after != levels).astype(int)]
+        shown = [*(drawing.colours(count)[x] for x in (levels, after)), changed]
         maps = visualize.structure_maps(structure, self.grid, num_stages)
         captions = ["as drawn", "balanced", "what changed"]
         captions += [f"stage {stage}" for stage in range(1, num_stages)]

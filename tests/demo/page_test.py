@@ -42,7 +42,11 @@ class Server:
         command = [sys.executable, "-m", "nvg_jax.demo", f"--port={port}"]
         command += ["--config=nvg_digits", "--config.pretrained=digits"]
         self._log, self.folder = log, log.parent
-        environment = os.environ | {"TMPDIR": str(self.folder), "GRADIO_SHARE": "True"}
+        environment = os.environ | {
+            "PYTHONPATH": str(pathlib.Path(__file__).parents[2]),
+            "TMPDIR": str(self.folder),
+            "GRADIO_SHARE": "True",
+        }
         with log.open("w") as file:
             self.process = subprocess.Popen(
                 command, stdout=file, stderr=file, env=environment, cwd=self.folder
@@ -102,7 +106,7 @@ def _png(path, width, height):
 @needs_gradio
 def test_images_grow_stage_by_stage_and_can_be_downloaded(client, server):
     job = client.submit(*WISHES, api_name="/generate")
-    words, picture, maps, strip, files = job.result(SECONDS)
+    words, picture, maps, strip, *files = job.result(SECONDS)
     found = [output[0] for output in job.outputs()]
     assert found[0] == "Stage 0 of 4: 1 token" and words == "1 made in 5 stages."
     assert len(found) == 5
