@@ -133,7 +133,7 @@ class Page:
             return [found.pictures, found.words]
 
         def preview(drawn: dict[str, Any] | None, count: int) -> list[Any]:
-            return became(drawn and drawn["composite"], count)
+            return became(_drawing(drawn), count)
 
         def chosen(name: str) -> list[Any]:
             picture = drawing.example(name, self.side)
@@ -141,7 +141,7 @@ class Page:
             return [_canvas(picture), count, *became(picture, count)]
 
         def run(drawn: dict[str, Any] | None, count: int, *wishes: Any) -> Iterator[list[Any]]:
-            found = self.studio.guide(drawn and drawn["composite"], count)
+            found = self.studio.guide(_drawing(drawn), count)
             of_guide = [found.pictures, found.words]
             yield of_guide + [gr.skip()] * (4 + len(FILES))
             every = self.studio.samples(Wishes(*wishes), given=found.given)
@@ -227,7 +227,7 @@ class Page:
     def _image_file(self) -> tuple[gr.File, gr.Button]:
         """Where an image is uploaded, or one of the model's asked for."""
         with gr.Row():
-            file = gr.File(label="Image", file_types=["image"], height=120, scale=3)
+            file = gr.File(label="Image", height=120, scale=3)
             button = gr.Button("One of the model's", scale=1)
 
         def run(*wishes: Any) -> str:
@@ -247,6 +247,13 @@ def _picture() -> gr.Image:
 
 def _canvas(picture: drawing.Picture) -> dict[str, Any]:
     return {"background": picture, "layers": [], "composite": None}
+
+
+def _drawing(sent: dict[str, Any] | None) -> drawing.Picture | None:
+    """What an editor shows: it sends no composite as long as nobody has drawn on its picture."""
+    if sent is None or sent["composite"] is not None:
+        return sent and sent["composite"]
+    return sent["background"]
 
 
 def _in_words(run: Callable[..., Any]) -> Callable[..., Any]:
