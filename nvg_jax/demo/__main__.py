@@ -45,9 +45,6 @@ log = logging.getLogger("nvg_jax.demo")
 def main() -> None:
     config = _weights_named(_CONFIG.value)
     with files.temporary_folder("nvg_jax_demo_") as folder:
-        # Gradio reads them when it is imported.
-        os.environ["GRADIO_TEMP_DIR"] = str(folder)
-        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         workdir = files.readable_workdir(_WORKDIR.value) if _WORKDIR.value else ""
         page = open_page(config, workdir, folder, _IMAGES.value)
         _, address, _ = launch(page.blocks, _HOST.value, _PORT.value)
@@ -70,11 +67,16 @@ def _weights_named(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def open_page(config: ConfigDict, workdir: str, folder: epath.Path, most: int) -> Page:
+def open_page(config: ConfigDict, workdir: str, folder: epath.PathLike, most: int) -> Page:
     """The page of the weights that the config names or the workdir has.
+
+    folder: where Gradio keeps uploads and what is made.
 
     UserError: Gradio is not installed, the config is wrong, or there are no weights.
     """
+    # Gradio reads them when it is imported.
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     try:
         import gradio  # noqa: F401
     except ImportError as error:
@@ -91,7 +93,7 @@ def open_page(config: ConfigDict, workdir: str, folder: epath.Path, most: int) -
     check(config)
     startup.start(workdir or weights_directory())
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, by the header.
-    return Page(Studio(config, workdir, most), folder)
+    return Page(Studio(config, workdir, most), epath.Path(folder))
 
 
 def launch(page: Blocks, host: str, port: int | None) -> tuple[Any, str, Any]:
