@@ -46,7 +46,7 @@ def classes(choice: Any, count: int, num_classes: int) -> list[int | None]:
         return [index % num_classes for index in range(count)]
     if choice == NO_CLASS:
         return [None] * count
-    if not str(choice).isdecimal() or int(choice) >= num_classes:
+    if choice not in map(str, range(num_classes)):
         raise UserError(f"there is no such class: choose 0 to {num_classes - 1}")
     return [int(choice)] * count
 
