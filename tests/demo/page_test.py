@@ -228,8 +228,9 @@ def test_each_tab_by_clicking_and_drawing(server, tmp_path):
         text.write_text("no picture")
         visible("Draw the rest anew").click()
         wait_for("choose an image first")
-        chosen = page.locator("input[type=file]")
-        chosen.first.set_input_files(text)
+        with page.expect_file_chooser() as chooser:
+            page.get_by_text("Click to Upload").locator("visible=true").first.click()
+        chooser.value.set_files(text)
         wait_for("cannot read text.png: it is no image, or damaged")
         visible("One of the model's").click()
         page.locator("img").locator("visible=true").first.wait_for()
