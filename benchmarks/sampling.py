@@ -26,6 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from benchmarks import machine
 from nvg_jax import cli, sharding
 from nvg_jax.generator import sampler
+from nvg_jax.generator.given import given_structure
 from nvg_jax.generator.model import build_generator
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
@@ -52,7 +53,7 @@ def parts(config: ConfigDict, batch: int) -> dict[str, Callable[[], Any]]:
     random = np.random.default_rng(0)
     leaves = np.tile(np.arange(tokenizer.num_positions, dtype=np.int32), (batch, 1))
     structure = random.permuted(leaves, axis=1)
-    given = sampler.given_structure(structure, tokenizer.last_stage + 1)
+    given = given_structure(structure, tokenizer.last_stage + 1)
 
     def sequence(given: sampler.Given | None) -> Any:
         return sampler.sample(

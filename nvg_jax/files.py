@@ -66,6 +66,18 @@ def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
         yield candidate
 
 
+@contextlib.contextmanager
+def temporary_folder(prefix: str) -> Iterator[epath.Path]:
+    """A folder that is removed on leaving, also where the process is stopped."""
+    path = epath.Path(tempfile.mkdtemp(prefix=prefix))
+    _unfinished.add(path)
+    try:
+        yield path
+    finally:
+        _remove(path)
+        _unfinished.discard(path)
+
+
 def free_name(path: epath.PathLike) -> epath.Path:
     """`path`, or else `path-2`, ..., before its suffix: the first of which there is none."""
     return next(_numbered(epath.Path(path)))

@@ -29,6 +29,7 @@ RUN_BY_TESTS = {
     "benchmarks.reproduce_table": "tests/reproduce_test.py",
     "--config=configs/nvg_photos.py": "tests/photos_test.py",
     "--job=compile": "tests/jobs/compilation_test.py",
+    "nvg_jax.demo": "tests/demo/page_test.py",
     "nvg-jax": "tests/package_test.py",
     "launch/local.sh": "tests/distributed_test.py",
     "launch/tpu_pod.sh": "tests/launch_test.py",
@@ -86,7 +87,9 @@ def parse_flags(module: str, arguments: list[str]) -> None:
             if not flag.name.startswith("config"):
                 values[flag.name] = copy.deepcopy(flag)
     else:
-        source = (ROOT / f"{module.replace('.', '/')}.py").read_text()
+        path = ROOT / module.replace(".", "/")
+        path = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+        source = path.read_text()
         for name in set(re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", source)) - {"config"}:
             flags.DEFINE_string(name, None, "", flag_values=values)
     argv = [module, *arguments]

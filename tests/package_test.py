@@ -4,6 +4,7 @@ import email
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -55,6 +56,11 @@ def test_the_wheel_says_its_version_and_what_it_needs(wheel):
     needed = metadata.get_all("Requires-Dist")
     assert any(x.startswith("jax<") for x in needed)  # With or without an extra.
     assert any(x.startswith("google-cloud-storage<") and 'extra == "gcs"' in x for x in needed)
+    commands = archive.read(name.replace("METADATA", "entry_points.txt")).decode()
+    assert re.findall(r"^(\S+) = (\S+):", commands, re.MULTILINE) == [
+        ("nvg-jax", "nvg_jax.__main__"),
+        ("nvg-jax-demo", "nvg_jax.demo.__main__"),
+    ]
 
 
 @pytest.mark.slow

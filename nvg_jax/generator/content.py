@@ -24,7 +24,7 @@ from nvg_jax.granularity import GranularitySequence
 
 Params = Any
 MAX_GUIDANCE = 8.0  # Of a network that takes it.
-TopP = Float[Array, ""] | None
+Number = Float[Array, ""] | None
 Align = Callable[[Float[Array, "B stages L D"]], Float[Array, "stages"]]
 
 
@@ -233,18 +233,18 @@ class Content(nn.Module):
 def draw(
     logits: Float[Array, "B N V"],
     image_keys: Key[Array, "B"],
-    temperature: float,
+    temperature: Number,
     top_k: int,
-    top_p: TopP,
+    top_p: Number,
 ) -> Int[Array, "B N"]:
-    """Draws a token for each cluster; at temperature 0 the most likely one."""
-    if temperature == 0:
+    """Draws a token for each cluster; without a temperature the most likely one."""
+    if temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = truncate(logits / temperature, top_k, top_p)
     return jax.vmap(jax.random.categorical)(image_keys, logits).astype(jnp.int32)
 
 
-def truncate(logits: Float[Array, "B N V"], top_k: int, top_p: TopP) -> Float[Array, "B N V"]:
+def truncate(logits: Float[Array, "B N V"], top_k: int, top_p: Number) -> Float[Array, "B N V"]:
     """Sets to -inf what is neither among the `top_k` nor within the likeliest mass `top_p`.
 
     The token that crosses `top_p` is kept, and whatever is as likely as one that is kept. `top_k` 0
@@ -258,7 +258,7 @@ def truncate(logits: Float[Array, "B N V"], top_k: int, top_p: TopP) -> Float[Ar
     return logits
 
 
-def _least_within(logits: Float[Array, "B N V"], top_p: TopP) -> Float[Array, "B N 1"]:
+def _least_within(logits: Float[Array, "B N V"], top_p: Number) -> Float[Array, "B N 1"]:
     """The least logit above which there is less than the mass `top_p`.
 
     Found by halving the range of float32, whose order is that of its bits, since sorting thousands

@@ -1,13 +1,16 @@
 """Sampling: content and structure in turn, stage by stage (paper, Sec. 3.3, 4.1).
 
-`sample` is the method's loop, in Python. What it calls is compiled once for each tokenizer,
-generator and batch size, but for the drawing of tokens: stage k has 2^k rows of logits, so that it
-is compiled for each of the large stages; those of up to SHARED_ROWS tokens share a program.
+`stages` is the method's loop, in Python. What it calls is compiled once for each tokenizer,
+generator, batch size and number of steps, but for the drawing of tokens: stage k has 2^k rows of
+logits, so that it is compiled for each of the large stages; those of up to SHARED_ROWS tokens share
+a program.
 """
 
 from __future__ import annotations
 
+import collections
 import functools
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +20,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from nvg_jax import granularity, keys
 from nvg_jax.generator import content
+from nvg_jax.generator.given import Given, Kept
 from nvg_jax.generator.model import Generator
 from nvg_jax.generator.settings import Settings, ramp, top_p_at
 from nvg_jax.granularity import GranularitySequence
@@ -28,39 +32,6 @@ Stage = Int[Array | np.ndarray, ""]
 Number = Float[Array | np.ndarray, ""]
 
 SHARED_ROWS = 64
-
-
-class Given(NamedTuple):
-    """What is not generated: the structure maps and the tokens of the first stages.
-
-    sequence: holds them; what it has of later stages does not matter.
-    structure_stages: how many stages, from 0 on, take their map from the sequence; 0..K + 1. (That
-      of stage 0 is the same for all images.)
-    content_stages: how many take their tokens from it, at most as many as their map, or 1.
-    """
-
-    sequence: GranularitySequence
-    structure_stages: int
-    content_stages: int
-
-
-def given_structure(structure: Int[Array | np.ndarray, "B L"], stages: int) -> Given:
-    """The structure of the first stages, from 0 on, and no content."""
-    no_tokens = np.zeros((len(structure), 2 * structure.shape[1] - 1), np.int32)
-    return Given(GranularitySequence(structure, no_tokens), stages, 0)
-
-
-class Kept(NamedTuple):
-    """What is kept of an image, position by position: structure and content of some of them.
-
-    A cluster of any stage then has the kept positions that it has in the image, and as many others.
-    Its token is drawn if it has no kept ones; else it is the nearest to what these lack on average.
-
-    structure: the leaves of the kept positions, -1 at the others. latent: of the whole image.
-    """
-
-    structure: Int[Array | np.ndarray, "B L"]
-    latent: Float[Array | np.ndarray, "B L C"]
 
 
 class State(NamedTuple):
@@ -94,6 +65,26 @@ def sample(
     it. `noise` takes the place of the structure noise drawn from the keys. What is given goes
     before what is kept, which has to have the same structure there.
     """
+    variables = tokenizer_variables, generator_variables
+    rest = class_id, image_keys, noise, given, kept
+    every = stages(tokenizer, generator, settings, *variables, *rest)
+    (state,) = collections.deque(every, maxlen=1)
+    return GranularitySequence(state.structure, state.tokens)
+
+
+def stages(
+    tokenizer: Tokenizer,
+    generator: Generator,
+    settings: Settings,
+    tokenizer_variables: Variables,
+    generator_variables: Variables,
+    class_id: Int[Array | np.ndarray, "B"],
+    image_keys: Key[Array, "B"],
+    noise: Float[Array, "B L K"] | None = None,
+    given: Given | None = None,
+    kept: Kept | None = None,
+) -> Iterator[State]:
+    """As `sample`, stage by stage: the state after each of the stages 0..K has been painted."""
     last_stage, params = generator.sizes.last_stage, generator_variables["params"]
     scales = canvas_scales(tokenizer_variables)
     sequence, structure_given, content_given = given or (None, 0, 0)
@@ -109,26 +100,27 @@ def sample(
             missing, drawing = _missing(
                 generator, passes, params["content"], state, number, scales, guidance
             )
-            top_p = np.float32(top_p_at(settings.top_p, stage, last_stage))
             rows = min(max(2**stage, SHARED_ROWS), 2**last_stage)
+            how = guidance, *_bounds(settings, stage, last_stage)
             tokens = _draw_tokens(
-                generator, settings, rows, params["content"], missing, drawing, guidance, top_p
+                generator, rows, settings.top_k, params["content"], missing, drawing, *how
             )
             if kept:
                 tokens = _keep_tokens(tokenizer, tokenizer_variables, state, tokens, number)
         state = _paint(tokenizer, tokenizer_variables, state, tokens, number)
+        yield state
         if stage == last_stage:
-            break
+            return
         if stage + 1 < structure_given:
             state = _give_structure(state, sequence.structure, number)
         elif stage < last_stage - 1:
             if scores is None or stage in runs:
                 guidance = _guidance(settings.structure_guidance, stage, last_stage)
-                scores = _scores(generator, settings, params["structure"], state, number, guidance)
+                steps, of_structure = settings.flow_steps, params["structure"]
+                scores = _scores(generator, steps, of_structure, state, number, guidance)
             state = _split(state, scores, number, settings.gumbel_split)
         else:  # The last split only names the two positions of each pair.
             state = _split(state, state.noise, number)
-    return GranularitySequence(state.structure, state.tokens)
 
 
 @functools.partial(jax.jit, static_argnames="generator")
@@ -154,6 +146,16 @@ def _guidance(pair: tuple[float, float], stage: int, last_stage: int) -> np.floa
     """As `ramp`; None for 1, which needs no second pass without the class."""
     guidance = ramp(pair, stage, last_stage)
     return None if guidance == 1 else np.float32(guidance)
+
+
+def _bounds(
+    settings: Settings, stage: int, last_stage: int
+) -> tuple[np.float32 | None, np.float32 | None]:
+    """The temperature, None for 0, and top-p, None where all is drawn from."""
+    temperature = np.float32(settings.temperature) if settings.temperature else None
+    if settings.top_p == (1.0, 1.0):
+        return temperature, None
+    return temperature, np.float32(top_p_at(settings.top_p, stage, last_stage))
 
 
 @functools.partial(jax.jit, static_argnames=("generator", "passes"))
@@ -195,23 +197,23 @@ def _missing(
     return jnp.stack(jnp.split(missing, passes)), stage_keys
 
 
-@functools.partial(jax.jit, static_argnames=("generator", "settings", "rows"))
+@functools.partial(jax.jit, static_argnames=("generator", "rows", "top_k"))
 def _draw_tokens(
     generator: Generator,
-    settings: Settings,
     rows: int,
+    top_k: int,
     params: Variables,
     missing: Float[Array, "passes B L C"],
     stage_keys: Key[Array, "B"],
     guidance: Number | None,
-    top_p: Number,
+    temperature: Number | None,
+    top_p: Number | None,
 ) -> Int[Array, "B L"]:
     """Tokens for the first `rows` clusters, from the logits with the class and without."""
     logits, *others = (generator.content.token_logits(params, each[:, :rows]) for each in missing)
     for without in others:
         logits = without + guidance * (logits - without)
-    bound = None if settings.top_p == (1.0, 1.0) else top_p
-    tokens = content.draw(logits, stage_keys, settings.temperature, settings.top_k, bound)
+    tokens = content.draw(logits, stage_keys, temperature, top_k, top_p)
     return jnp.pad(tokens, ((0, 0), (0, generator.sizes.num_positions - rows)))
 
 
@@ -258,10 +260,10 @@ def _paint(
     return state._replace(canvas=state.canvas + brush, tokens=heap)
 
 
-@functools.partial(jax.jit, static_argnames=("generator", "settings"))
+@functools.partial(jax.jit, static_argnames=("generator", "num_steps"))
 def _scores(
     generator: Generator,
-    settings: Settings,
+    num_steps: int,
     params: Variables,
     state: State,
     stage: Stage,
@@ -270,7 +272,7 @@ def _scores(
     """As the structure generator's `scores`."""
     given = (state.canvas, state.structure, stage, state.class_id, state.noise, guidance)
     structure = state.kept and state.kept.structure
-    return generator.structure.scores(params, *given, settings.flow_steps, structure)
+    return generator.structure.scores(params, *given, num_steps, structure)
 
 
 @functools.partial(jax.jit, static_argnames="is_drawn")

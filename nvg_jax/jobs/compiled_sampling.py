@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from nvg_jax import hardware, sharding, units
 from nvg_jax.ahead_of_time import Compiled, compile_program
 from nvg_jax.generator import sampler
+from nvg_jax.generator.given import given_structure
 from nvg_jax.generator.model import build_generator
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.tokenizer import inference
@@ -163,7 +164,7 @@ class _Programs:
             )
 
         def with_structure(variables: Any, class_id: Any, image_keys: Any, structure: Any) -> Any:
-            given = sampler.given_structure(structure, self._tokenizer.last_stage + 1)
+            given = given_structure(structure, self._tokenizer.last_stage + 1)
             return sequence(variables, class_id, image_keys, given)
 
         def images(variables: Any, sequence: Any) -> Any:

@@ -8,7 +8,7 @@ import logging
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 
 from nvg_jax import files, pixels, visualize
@@ -18,7 +18,7 @@ from nvg_jax.generator import sampler
 from nvg_jax.jobs.generation import collect, generate, sampling_settings, save_request
 from nvg_jax.jobs.given import edited_part, named_image, tokenized
 from nvg_jax.jobs.job import job
-from nvg_jax.jobs.model import load_model
+from nvg_jax.jobs.model import Model, load_model
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
 
@@ -46,17 +46,14 @@ def edit(config: ConfigDict, workdir: str) -> epath.Path | None:
     image, count = named_image(config.data, config.edit.image), config.edit.num_samples
     class_id = None if config.edit.class_id < 0 else config.edit.class_id
     settings, model = sampling_settings(config), load_model(config, workdir)
-    latent, structure = tokenized(
-        config, image, inference.latents_of, model.tokenizer, model.tokenizer_variables
-    )
-    kept = sampler.Kept(np.where(free, -1, structure), latent)
+    structure, kept = kept_part(config, model, image, free)
     batch_size = config.sampling.batch_size
     batches = generate(model, settings, [class_id] * count, batch_size, config.seed, kept=kept)
     first = next(batches)
     made = collect(itertools.chain([first], batches), count)
-    original, share = pixels.to_uint8(image), _share(part, len(part) // grid[0])
+    original, share = pixels.to_uint8(image), share_of_new(part, grid)
     for each in made:
-        each[:] = np.round(share * each + (1 - share) * original)
+        each[:] = blended(each, original, share)
     if jax.process_index() > 0:
         return None
     masks = [np.uint8(255 * np.repeat(x, 3, axis=-1)) for x in (share, free.reshape(*grid, 1))]
@@ -74,11 +71,34 @@ def edit(config: ConfigDict, workdir: str) -> epath.Path | None:
     return folder
 
 
-def _share(
-    part: Bool[np.ndarray, "height width"], border: int
+def kept_part(
+    config: ConfigDict,
+    model: Model,
+    image: Float[np.ndarray, "height width 3"],
+    free: Bool[np.ndarray, "L"],
+) -> tuple[Int[np.ndarray, "1 L"], sampler.Kept]:
+    """The structure of an image in [-1, 1], and what is kept of it where positions aren't free."""
+    latent, structure = tokenized(
+        config, image, inference.latents_of, model.tokenizer, model.tokenizer_variables
+    )
+    return structure, sampler.Kept(np.where(free, -1, structure), latent)
+
+
+def share_of_new(
+    part: Bool[np.ndarray, "height width"], grid: tuple[int, int]
 ) -> Float[np.ndarray, "height width 1"]:
-    """How much of each pixel is new: all in the part, less around it, nothing from `border` on."""
+    """How much of each pixel is new: all in the part, less around it, and nothing from the width of
+    a position on."""
     from scipy.ndimage import distance_transform_edt  # It takes half a second.
 
     distance = distance_transform_edt(~part)[..., None]
-    return np.clip(1 - distance / border, 0, 1)
+    return np.clip(1 - distance * grid[0] / len(part), 0, 1)
+
+
+def blended(
+    made: UInt8[np.ndarray, "*batch height width 3"],
+    original: UInt8[np.ndarray, "height width 3"],
+    share: Float[np.ndarray, "height width 1"],
+) -> UInt8[np.ndarray, "*batch height width 3"]:
+    """Variants with the image's own pixels where these are not new."""
+    return np.round(share * made + (1 - share) * original).astype(np.uint8)

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 from nvg_jax import allowed, files, keys, sharding, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import Samples, save_samples
-from nvg_jax.generator import content, mean_flow
-from nvg_jax.generator.sampler import Given, Kept, Settings
+from nvg_jax.generator import content, mean_flow, sampler
+from nvg_jax.generator.given import Given, Kept
+from nvg_jax.generator.settings import Settings
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.job import class_bounds, job
@@ -81,6 +82,55 @@ def generate(
 
     UserError, a ValueError, for class ids that the model has not learned.
     """
+    arguments = _arguments(model, settings, class_ids, batch_size, seed, given, kept)
+
+    def dispatched() -> Iterator[tuple[int, tuple[GranularitySequence, Array]]]:
+        """The samples of each batch that are asked for, and what the devices will have made."""
+        for real, of_batch in arguments:
+            with jax.set_mesh(model.mesh):
+                sequence = METHODS[model.method].task.sample(**of_batch)
+                images = inference.images_of(model.tokenizer, model.tokenizer_variables, sequence)
+            yield real, (sequence, images)
+
+    with Progress("samples", len(class_ids), quiet=quiet) as progress:
+        for real, made in sharding.one_ahead(dispatched()):
+            found = jax.tree.map(lambda x, real=real: x[:real], sharding.on_host(made))
+            progress.update(real)
+            yield found
+
+
+def stages(
+    model: Model,
+    settings: Settings,
+    class_ids: Sequence[int | None] | Int[np.ndarray, "N"],
+    seed: int | Key[Array, ""] = 0,
+    given: Given | None = None,
+    kept: Kept | None = None,
+) -> Iterator[tuple[GranularitySequence, UInt8[np.ndarray, "_ height width 3"]]]:
+    """What `generate` makes as one batch, after each stage: the sequences so far, of which later
+    bits and tokens mean nothing, and their decoded canvases."""
+    ((real, of_batch),) = _arguments(model, settings, class_ids, None, seed, given, kept)
+    states = sampler.stages(**of_batch)
+    while True:
+        with jax.set_mesh(model.mesh):  # Not over the yield: the next may be asked for elsewhere.
+            state = next(states, None)
+            if state is None:
+                return
+            image = inference.decoded(model.tokenizer, model.tokenizer_variables, state.canvas)
+            made = GranularitySequence(state.structure, state.tokens), image
+        yield jax.tree.map(lambda x: x[:real], sharding.on_host(made))
+
+
+def _arguments(
+    model: Model,
+    settings: Settings,
+    class_ids: Sequence[int | None] | Int[np.ndarray, "N"],
+    batch_size: int | None,
+    seed: int | Key[Array, ""],
+    given: Given | None,
+    kept: Kept | None,
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """For each batch of `generate` how many samples are asked for, and the sampler's arguments."""
     num_classes = model.generator.sizes.num_classes
     classes = [each for each in np.asarray(class_ids).tolist() if each is not None]
     allowed.check({"classes": classes}, "sampling", class_bounds(num_classes))
@@ -94,35 +144,28 @@ def generate(
     of_all = {"sequence": given and given.sequence, "kept": kept}
     placement = sharding.batch_sharding(mesh)
     root = keys.named(seed, "samples")
-
-    def dispatched() -> Iterator[tuple[int, tuple[GranularitySequence, Array]]]:
-        """The samples of each batch that are asked for, and what the devices will have made."""
-        for start in range(0, count, batch_size):
-            rows = np.arange(start, start + batch_size) % count
-            of_batch = jax.tree.map(
-                lambda x, rows=rows: np.asarray(x)[rows if len(x) > 1 else 0 * rows], of_all
-            )
-            of_batch |= {"rows": rows, "class_id": class_ids[rows]}
-            placed = sharding.place_copies(of_batch, placement)
-            with jax.set_mesh(mesh):
-                sequence = METHODS[model.method].task.sample(
-                    model.tokenizer,
-                    model.generator,
-                    settings,
-                    model.tokenizer_variables,
-                    model.generator_variables,
-                    placed["class_id"],
-                    _keys(root, placed["rows"]),
-                    **_some(given, placed["sequence"], placed["kept"]),
-                )
-                images = inference.images_of(model.tokenizer, model.tokenizer_variables, sequence)
-            yield min(batch_size, count - start), (sequence, images)
-
-    with Progress("samples", count, quiet=quiet) as progress:
-        for real, made in sharding.one_ahead(dispatched()):
-            found = jax.tree.map(lambda x, real=real: x[:real], sharding.on_host(made))
-            progress.update(real)
-            yield found
+    for start in range(0, count, batch_size):
+        rows = np.arange(start, start + batch_size) % count
+        of_batch = jax.tree.map(
+            lambda x, rows=rows: np.asarray(x)[rows if len(x) > 1 else 0 * rows], of_all
+        )
+        of_batch |= {"rows": rows, "class_id": class_ids[rows]}
+        placed = sharding.place_copies(of_batch, placement)
+        with jax.set_mesh(mesh):
+            image_keys = _keys(root, placed["rows"])
+        yield (
+            min(batch_size, count - start),
+            {
+                "tokenizer": model.tokenizer,
+                "generator": model.generator,
+                "settings": settings,
+                "tokenizer_variables": model.tokenizer_variables,
+                "generator_variables": model.generator_variables,
+                "class_id": placed["class_id"],
+                "image_keys": image_keys,
+                **_some(given, placed["sequence"], placed["kept"]),
+            },
+        )
 
 
 def _some(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from einops import reduce
 from etils import epath
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
@@ -18,7 +18,7 @@ from nvg_jax import control, image_files, pixels, sharding, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import streams
-from nvg_jax.generator.sampler import Given, given_structure
+from nvg_jax.generator.given import Given, given_structure
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.jobs.model import Variables
 from nvg_jax.tokenizer import inference
@@ -100,9 +100,13 @@ def named_image(data: ConfigDict, name: str) -> Float[np.ndarray, "height width 
         raise UserError(
             f"there is no file {name}: name an image, or an example as {data.eval_split}:0"
         )
-    image = image_files.read_rgb(name)
-    square = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
-    return pixels.from_uint8(np.asarray(square))
+    return pixels.from_uint8(square_image(name, size))
+
+
+def square_image(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+    """The largest square in the middle of an image file. UserError: it is no image."""
+    image = image_files.read_rgb(path)
+    return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
 
 
 def edited_part(
@@ -125,13 +129,20 @@ def edited_part(
     part = (levels > (levels.min() + levels.max()) / 2) != config.edit.invert
     scale = size // len(part)
     part = np.kron(part, np.ones((scale, scale), bool))
+    return part, free_positions(part, grid, text)
+
+
+def free_positions(
+    part: Bool[np.ndarray, "height width"], grid: tuple[int, int], name: str
+) -> Bool[np.ndarray, "L"]:
+    """The latent's positions that hold any pixel of a part; UserError if that are all."""
     free = reduce(part, "(h p) (w q) -> (h w)", "max", h=grid[0], w=grid[1])
     if free.all():
         raise UserError(
-            f"{text} leaves nothing to keep: each of the {grid[1]} x {grid[0]} positions of the "
+            f"{name} leaves nothing to keep: each of the {grid[1]} x {grid[0]} positions of the "
             "latent holds a part of what is made anew"
         )
-    return part, free
+    return free
 
 
 def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
@@ -142,16 +153,20 @@ def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
         levels = control.read_map(text, size, tokenizer.grid)
     stages = config.control.stages or control.stages_for(levels)
     structure = control.structure_from_map(levels, tokenizer.grid, stages, config.control.strict)
-    count = 2 ** (stages - 1)
-    balanced = f"balanced to {count} parts of {_percent(1 / count)} each, as every stage halves"
-    if control.follows(structure, levels, tokenizer.grid, stages):
-        balanced = "which it follows as they are"
-    log.info(
-        f"{text} gives the structure of the first {stages} stages: its {_covered(levels)}, "
-        f"{balanced}"
-    )
+    log.info(f"{text} gives {what_became(levels, structure, tokenizer.grid, stages)}")
     log.info("in given.png and strips.png %s", visualize.MAP_COLOURS)
     return given_structure(structure[None], stages)
+
+
+def what_became(
+    levels: control.Levels, structure: Int[np.ndarray, "L"], grid: tuple[int, int], stages: int
+) -> str:
+    """What `control.structure_from_map` made of a map, in words."""
+    count = 2 ** (stages - 1)
+    balanced = f"balanced to {count} parts of {_percent(1 / count)} each, as every stage halves"
+    if control.follows(structure, levels, grid, stages):
+        balanced = "which it follows as they are"
+    return f"the structure of the first {stages} stages: its {_covered(levels)}, {balanced}"
 
 
 def _covered(levels: control.Levels) -> str:

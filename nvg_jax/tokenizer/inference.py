@@ -36,13 +36,20 @@ def latents_of(
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
+def decoded(
+    tokenizer: Tokenizer, variables: Variables, canvas: Float[Array, "B L C"]
+) -> UInt8[Array, "B height width 3"]:
+    """The images of canvases, of any stage."""
+    return pixels.to_uint8(tokenizer.apply(variables, canvas, method="decode"))
+
+
+@functools.partial(jax.jit, static_argnames="tokenizer")
 def images_of(
     tokenizer: Tokenizer, variables: Variables, sequence: GranularitySequence
 ) -> UInt8[Array, "B height width 3"]:
     """The images of finished sequences."""
     canvases = tokenizer.apply(variables, sequence, method="canvases")
-    images = tokenizer.apply(variables, canvases[:, -1], method="decode")
-    return pixels.to_uint8(images)
+    return decoded(tokenizer, variables, canvases[:, -1])
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
@@ -53,7 +60,7 @@ def stage_images_of(
     canvases = tokenizer.apply(variables, sequence, method="canvases")[:, 1:]
     batch, stages = canvases.shape[:2]
     flat = canvases.reshape(batch * stages, *canvases.shape[2:])
-    images = pixels.to_uint8(tokenizer.apply(variables, flat, method="decode"))
+    images = decoded(tokenizer, variables, flat)
     return images.reshape(batch, stages, *images.shape[1:])
 
 

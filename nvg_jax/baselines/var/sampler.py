@@ -44,6 +44,7 @@ def sample(
     if set(guidances) != {1.0}:  # A second pass without the class, which has a cache as well.
         classes = jnp.concatenate([class_id, jnp.full_like(class_id, sizes.num_classes)])
     passes = len(classes) // len(class_id)
+    temperature = jnp.float32(settings.temperature) if settings.temperature else None
     shape = (len(class_id), tokenizer.num_positions, sizes.latent_channels)
     canvas, tokens, start = split_batch(jnp.zeros(shape)), [], 0
     variables = {"params": generator_variables["params"]["transformer"]}
@@ -61,7 +62,7 @@ def sample(
         top_p = None
         if settings.top_p != (1.0, 1.0):
             top_p = jnp.float32(top_p_at(settings.top_p, stage, sizes.last_stage))
-        drawn = draw(logits, stage_keys, settings.temperature, settings.top_k, top_p)
+        drawn = draw(logits, stage_keys, temperature, settings.top_k, top_p)
         canvas += tokenizer.apply(tokenizer_variables, drawn, None, stage, method="brush")
         tokens.append(drawn)
     return GranularitySequence(None, jnp.concatenate(tokens, axis=1))

@@ -12,7 +12,7 @@ from nvg_jax.errors import UserError
 from nvg_jax.evaluation import segmentation
 from nvg_jax.evaluation.metric import Metric, Resources
 from nvg_jax.evaluation.streams import Seen, concatenate
-from nvg_jax.generator.sampler import given_structure
+from nvg_jax.generator.given import given_structure
 
 # Of scenes: 'images', their 'labels' and 'masks', 'structure', and 'reconstructions'.
 Scenes = dict[str, Any]

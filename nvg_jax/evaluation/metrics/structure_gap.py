@@ -11,7 +11,7 @@ from nvg_jax.evaluation import metric, plot, streams
 from nvg_jax.evaluation.archive import Samples
 from nvg_jax.evaluation.metric import Metric, Resources
 from nvg_jax.evaluation.streams import Seen
-from nvg_jax.generator.sampler import given_structure
+from nvg_jax.generator.given import given_structure
 from nvg_jax.progress import track
 
 
