@@ -42,8 +42,12 @@ def get_config():
     sampling = config.sampling
     sampling.num_samples = 128
     sampling.batch_size = 64
-    sampling.structure_guidance = (1.0, 4.0)
+    sampling.content_guidance = (6.0, 10.0)
+    sampling.structure_guidance = (4.0, 6.0)
     sampling.temperature = 0.7
+    sampling.top_p = (1.0, 0.9)
+    sampling.flow_steps = 4
+    sampling.structure_stages = (0, 2)
     evaluation = config.evaluation
     evaluation.classifier.epochs = 12.0
     evaluation.metrics = (
