@@ -16,7 +16,6 @@ from benchmarks import markdown
 from nvg_jax import cli
 from nvg_jax.errors import UserError
 
-_WORKDIRS = flags.DEFINE_list("workdirs", [], "Of runs of --job=evaluate.")
 _METRICS = {"fid": ".2f", "inception_score": ".1f", "precision": ".2f", "recall": ".2f"}
 _HEAD = ("model", "", "FID", "IS", "precision", "recall", "samples", "reference")
 # Of 50,000 samples each, against the ADM evaluation suite's reference batch.
@@ -59,4 +58,5 @@ def numbers(found: dict[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    cli.run(lambda: print(table(_WORKDIRS.value)))
+    flags.DEFINE_list("workdirs", [], "Of runs of --job=evaluate.")
+    cli.run(lambda: print(table(flags.FLAGS.workdirs)))

@@ -26,8 +26,11 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
         ([CONFIG, "--config.sampling.flow_step=3"], "unknown config key 'flow_step'"),
         ([CONFIG, "--config.seed=many"], "config.seed"),
         ([CONFIG, "--job=paint"], "job"),
-        (["--config=configs/nvg_d13.py"], "no config configs/nvg_d13.py: name a file or nvg_d12, "),
-        (["--config=nvg_d13"], "no config nvg_d13: name a file or nvg_d12, nvg_d16, nvg_d20, nvg_"),
+        (
+            ["--config=configs/nvg_d13.py"],
+            "no config configs/nvg_d13.py: name a file or flow_digits, ",
+        ),
+        (["--config=nvg_d13"], "no config nvg_d13: name a file or flow_digits, flow_fashion, nvg_"),
         (["--config", "nvg_digits", "--config.data.image_size=12"], "not a power of two"),
         ([CONFIG, "--config.data.image_size=12"], "not a power of two"),
         ([CONFIG, "--config.data.data_dir=/nowhere"], "nvg_jax.data.prepare digits"),

@@ -90,7 +90,7 @@ def open_page(config: ConfigDict, workdir: str, folder: epath.PathLike, most: in
     from nvg_jax.frozen.weights import weights_directory
     from nvg_jax.jobs.job import check
 
-    check(config)
+    check(config, "control")  # Which is of the paper's method alone, as the page is.
     startup.start(workdir or weights_directory())
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2  # Pillow refuses twice as many, by the header.
     return Page(Studio(config, workdir, most), epath.Path(folder))

@@ -189,7 +189,8 @@ class Studio:
         sequence = self._sequence(image)
         tokenizer, variables = self.model.tokenizer, self.model.tokenizer_variables
         decoded = sharding.on_host(inference.stage_images_of(tokenizer, variables, sequence))
-        return visualize.strips(decoded, sequence.structure, self.grid, image[None])
+        captions = tokenizer.captions
+        return visualize.strips(decoded, sequence.structure, self.grid, captions, image[None])
 
     def kept_stages(
         self, image: UInt8[np.ndarray, "size size 3"], structure_stages: Any, content_stages: Any
