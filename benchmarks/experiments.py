@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from benchmarks import rows
 from nvg_jax import cli, jobs, startup
 from nvg_jax.clustering import CLUSTERINGS
+from nvg_jax.configs import small
 from nvg_jax.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -51,15 +52,7 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
     },
     "methods": {
         name: changes | {"method": name, "evaluation.metrics": OF_ALL_METHODS}
-        for name, changes in {
-            "nvg": {},
-            "var": {"generator.training.stage_stride": 1},
-            "flow": {
-                "generator.training.stage_stride": 1,
-                "sampling.flow_steps": 25,
-                "sampling.content_guidance": (2.0, 2.0),
-            },
-        }.items()
+        for name, changes in ({"nvg": {}} | small.BASELINES).items()
     },
     "guidance": {
         "two passes": {},

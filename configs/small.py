@@ -68,14 +68,18 @@ def without_frozen_networks(config: ml_collections.ConfigDict) -> None:
     )
 
 
+# What other methods change, by their names.
+BASELINES = {"var": {"generator.training.stage_stride": 1}}  # A pass has all of an image anyway.
+BASELINES["flow"] = BASELINES["var"] | {
+    "sampling.flow_steps": 25,
+    "sampling.content_guidance": (2.0, 2.0),  # From noise to the latent.
+}
+
+
 def as_baseline(config: ml_collections.ConfigDict, method: str) -> None:
     """Exchanges the method, and takes away what only the paper's has."""
     config.method = method
-    config.generator.training.stage_stride = 1  # A pass has all of an image anyway.
-    lacking = {"variation"}
-    if method == "flow":
-        lacking.add("codebook_usage")
-        config.sampling.flow_steps = 25
-        config.sampling.content_guidance = (2.0, 2.0)  # From noise to the latent.
+    config.update_from_flattened_dict(BASELINES.get(method, {}))
+    lacking = {"variation", "codebook_usage"} if method == "flow" else {"variation"}
     metrics = config.evaluation.metrics
     config.evaluation.metrics = tuple(name for name in metrics if name not in lacking)

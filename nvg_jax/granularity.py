@@ -64,7 +64,9 @@ def _per_position(stage: Stage) -> int | Int[Array, ""] | Int[Array, "B 1"]:
     return stage[:, None] if isinstance(stage, jax.Array) and stage.ndim == 1 else stage
 
 
-def labels_at(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"]:
+def labels_at(
+    structure: Int[Array | np.ndarray, "B L"], stage: Stage
+) -> Int[Array | np.ndarray, "B L"]:
     """The structure map of a stage, in `[0, 2^stage)`. `stage` is one number or one per image."""
     return structure >> (last_stage(structure.shape[-1]) - _per_position(stage))
 

@@ -195,6 +195,7 @@ stripes, checks or smooth noise. The class is shape and colour; the mask says wh
 to the shape. The scenes and their order are fixed, and the classes take turns.
 """
     LICENSE = "Apache License 2.0, as the program that renders it"
+    SCENE = staticmethod(scene)
 
     def features(self) -> dict[str, tfds.features.FeatureConnector]:
         return {
@@ -205,7 +206,7 @@ to the shape. The scenes and their order are fixed, and the classes take turns.
 
     def examples(self, split: str) -> Iterator[dict]:
         for index in range(SPLITS[split].num_scenes):
-            image, mask = scene(split, index)
+            image, mask = self.SCENE(split, index)
             mask = mask[..., None].astype(np.uint8)
             yield {"image": image, "label": label_of(index), "segmentation_mask": mask}
 
@@ -218,11 +219,4 @@ Scenes as those of the dataset shapes with two to four shapes, which may hide ea
 says which pixels belong to which shape; the class is that of the one in front.
 """
 
-    def examples(self, split: str) -> Iterator[dict]:
-        for index in range(SPLITS[split].num_scenes):
-            image, mask = crowd(split, index)
-            yield {
-                "image": image,
-                "label": label_of(index),
-                "segmentation_mask": mask[..., None],
-            }
+    SCENE = staticmethod(crowd)

@@ -98,7 +98,7 @@ def levels_after(
 
     Clusters in their order stand for levels in theirs, each for as many as agrees best.
     """
-    labels = structure.reshape(grid) >> (granularity.last_stage(structure.size) - stages + 1)
+    labels = granularity.labels_at(structure[None], stages - 1).reshape(grid)
     scale = [side // cells for side, cells in zip(levels.shape, grid, strict=True)]
     clusters = np.kron(labels, np.ones(scale, int))
     values, levels = np.unique(levels, return_inverse=True)

@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key
 
 from nvg_jax import granularity, keys
-from nvg_jax.generator.structure import Params, StructureFlow
+from nvg_jax.generator.structure import Params, StructureFlow, embedding
 from nvg_jax.generator.transformer import dropping
 from nvg_jax.granularity import GranularitySequence
 
@@ -95,8 +95,7 @@ class MaskedBits(StructureFlow):
         predict = self.guided(params, canvas, structure, stage, class_id, guidance)
         of_kept = jnp.zeros(structure.shape)
         if kept is not None:
-            bits = granularity.structure_embedding(kept, num_bits) - 1.0
-            of_kept = jnp.where(kept < 0, 0.0, bits[..., stage])
+            of_kept = jnp.where(kept < 0, 0.0, embedding(kept, num_bits)[..., stage])
         bits = of_kept
         for number in range(1, num_steps + 1):
             is_free = bits == 0
@@ -118,6 +117,6 @@ def _shown(
     structure: Int[Array, "N L"], stage: Int[Array, "*N"], bits: Float[Array, "N L"]
 ) -> Float[Array, "N L K"]:
     """The structure embedding of a stage, in [-1, 1], with the bits in the channel that follows."""
-    embedding = granularity.structure_embedding(structure, stage) - 1.0
-    channel = jax.nn.one_hot(stage, embedding.shape[-1])
-    return embedding + bits[..., None] * jnp.expand_dims(channel, -2)
+    known = embedding(structure, stage)
+    channel = jax.nn.one_hot(stage, known.shape[-1])
+    return known + bits[..., None] * jnp.expand_dims(channel, -2)

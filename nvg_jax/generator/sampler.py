@@ -21,6 +21,7 @@ from jaxtyping import Array, Float, Int, Key
 from nvg_jax import granularity, keys
 from nvg_jax.generator import content
 from nvg_jax.generator.given import Given, Kept
+from nvg_jax.generator.guidance import guide, with_no_class
 from nvg_jax.generator.model import Generator
 from nvg_jax.generator.settings import Settings, ramp, top_p_at
 from nvg_jax.granularity import GranularitySequence
@@ -175,8 +176,7 @@ def _missing(
     """
     of_network = state._replace(keys=None, kept=None)
     each = jax.tree.map(lambda x: jnp.concatenate([x] * passes), of_network)
-    no_class = jnp.full_like(state.class_id, generator.sizes.num_classes)
-    classes = jnp.concatenate([state.class_id, no_class])[: len(each.class_id)]
+    classes = with_no_class(state.class_id, generator.sizes.num_classes, passes)
     taken = None
     if generator.sizes.guided_content:
         taken = jnp.full(classes.shape, 1.0 if guidance is None else guidance)
@@ -210,10 +210,8 @@ def _draw_tokens(
     top_p: Number | None,
 ) -> Int[Array, "B L"]:
     """Tokens for the first `rows` clusters, from the logits with the class and without."""
-    logits, *others = (generator.content.token_logits(params, each[:, :rows]) for each in missing)
-    for without in others:
-        logits = without + guidance * (logits - without)
-    tokens = content.draw(logits, stage_keys, temperature, top_k, top_p)
+    logits = [generator.content.token_logits(params, each[:, :rows]) for each in missing]
+    tokens = content.draw(guide(logits, guidance), stage_keys, temperature, top_k, top_p)
     return jnp.pad(tokens, ((0, 0), (0, generator.sizes.num_positions - rows)))
 
 

@@ -18,11 +18,12 @@ from einops import rearrange
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from nvg_jax import granularity, keys
+from nvg_jax.generator.guidance import guide, with_no_class
 from nvg_jax.generator.numbers import SMOOTH, embed_number, number_layers
 from nvg_jax.generator.rope import rope_ids, with_class_token
 from nvg_jax.generator.sizes import Sizes
 from nvg_jax.generator.transformer import Head, Stack, dense, dropping, embed
-from nvg_jax.granularity import GranularitySequence
+from nvg_jax.granularity import GranularitySequence, Stage
 
 Params = Any
 
@@ -169,7 +170,7 @@ class StructureFlow(nn.Module):
 
         structure = at_all(sequence.structure)
         stage = jnp.tile(jnp.arange(splits), len(structure) // splits)
-        bits = _embedding(structure, last_stage)
+        bits = embedding(structure, last_stage)
         # On known channels noise and data agree at all times.
         noise = jnp.where(self._known(stage)[:, None], bits, at_all(noise))
         inputs = {
@@ -211,14 +212,11 @@ class StructureFlow(nn.Module):
         kept: structure of positions that keep theirs, -1 at the others.
         """
         predict = self.guided(params, canvas, structure, stage, class_id, guidance)
-        return self.solve(
-            lambda state, time, _: predict(state, jnp.full(class_id.shape, time)),
-            structure,
-            stage,
-            noise,
-            num_steps,
-            kept,
-        )
+
+        def velocity(state: Array, time: Array, _: Array) -> Array:
+            return predict(state, jnp.full(class_id.shape, time))
+
+        return self.solve(velocity, structure, stage, noise, num_steps, kept)
 
     @nn.nowrap
     def guided(
@@ -234,11 +232,8 @@ class StructureFlow(nn.Module):
 
         guidance: how far; None leaves it, in one pass of the network instead of two.
         """
-        classes = [class_id]
-        if guidance is not None:
-            classes.append(jnp.full_like(class_id, self.sizes.num_classes))
-        classes = jnp.concatenate(classes)
-        passes = len(classes) // len(class_id)
+        passes = 1 if guidance is None else 2
+        classes = with_no_class(class_id, self.sizes.num_classes, passes)
 
         def each(x: Array) -> Array:
             return jnp.concatenate([x] * passes)
@@ -253,10 +248,7 @@ class StructureFlow(nn.Module):
                 each(time),
                 classes,
             )
-            if guidance is None:
-                return found
-            found, without = jnp.split(found, 2)
-            return without + guidance * (found - without)
+            return guide(jnp.split(found, passes), guidance)
 
         return predict
 
@@ -275,14 +267,14 @@ class StructureFlow(nn.Module):
         velocity: of the state at a time, on the way from there to a next time.
         kept: as of `scores`; what they hold is on the straight way from their noise.
         """
-        known, bits = self._known(stage), _embedding(structure, stage)
+        known, bits = self._known(stage), embedding(structure, stage)
         times = jnp.asarray(flow_times(num_steps, self.sizes.num_positions), jnp.float32)
 
         def step(state: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
             time, next_time = interval
             state += (next_time - time) * velocity(state, time, next_time)
             if kept is not None:
-                held = next_time * noise + (1.0 - next_time) * _embedding(kept, noise.shape[-1])
+                held = next_time * noise + (1.0 - next_time) * embedding(kept, noise.shape[-1])
                 state = jnp.where(kept[..., None] < 0, state, held)
             return jnp.where(known, bits, state), None
 
@@ -296,7 +288,7 @@ class StructureFlow(nn.Module):
         return known & self.sizes.known_structure
 
 
-def _embedding(structure: Int[Array, "B L"], stage: int | Int[Array, ""]) -> Float[Array, "B L K"]:
+def embedding(structure: Int[Array, "B L"], stage: Stage) -> Float[Array, "B L K"]:
     """The structure embedding of a stage in [-1, 1]; 0 where it is not decided."""
     return granularity.structure_embedding(structure, stage) - 1.0
 

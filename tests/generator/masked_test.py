@@ -10,9 +10,7 @@ import pytest
 
 from nvg_jax import granularity, keys
 from nvg_jax.generator.masked import MaskedBits
-from tests.generator.mean_flow_test import BATCH, LENGTH, SPLITS, examples, random_params, sizes
-
-__all__ = ["examples", "sizes"]  # Fixtures.
+from tests.generator.structures import BATCH, LENGTH, SPLITS, random_params
 
 
 def scores(network, params, examples, stage, steps, guidance=None, kept=None):

@@ -9,44 +9,8 @@ import pytest
 
 from nvg_jax import granularity, keys, sharding
 from nvg_jax.generator.mean_flow import MAX_GUIDANCE, MeanFlow
-from nvg_jax.generator.sizes import Sizes, StackSizes
 from nvg_jax.generator.structure import StructureFlow, flow_times
-from nvg_jax.granularity import GranularitySequence
-
-BATCH, LENGTH, SPLITS, CLASSES = 6, 16, 3, 5
-STACK = StackSizes(depth=2, width=32, num_heads=1)
-
-
-@pytest.fixture(scope="module")
-def sizes():
-    return Sizes(STACK, STACK, (4, 4), latent_channels=3, vocab_size=7, num_classes=CLASSES)
-
-
-@pytest.fixture(scope="module")
-def examples():
-    """Sequences, canvases, classes (the last is none) and a key of each image."""
-    random = np.random.default_rng(0)
-    structure = random.permuted(np.tile(np.arange(LENGTH), (BATCH, 1)), axis=1)
-    tokens = np.zeros((BATCH, 2 * LENGTH - 1))
-    sequence = GranularitySequence(*(jnp.asarray(x, jnp.int32) for x in (structure, tokens)))
-    canvases = jnp.asarray(random.standard_normal((BATCH, 6, LENGTH, 3)), jnp.float32)
-    return (
-        sequence,
-        canvases,
-        jnp.arange(BATCH) % (CLASSES + 1),
-        jax.random.split(jax.random.key(1), BATCH),
-    )
-
-
-def random_params(network, scale=0.3):
-    """Random parameters, those that start at zero included."""
-    params = sharding.unnamed(network.init_params(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(params)
-    drawn = [
-        x + scale * jax.random.normal(key, x.shape)
-        for x, key in zip(leaves, jax.random.split(jax.random.key(2), len(leaves)), strict=True)
-    ]
-    return jax.tree.unflatten(tree, drawn)
+from tests.generator.structures import BATCH, CLASSES, LENGTH, SPLITS, STACK, random_params
 
 
 def test_it_starts_as_the_flow_that_it_is_made_of(sizes, examples):

@@ -16,11 +16,12 @@ from ml_collections import ConfigDict
 
 from nvg_jax import keys
 from nvg_jax.baselines.flow.tokenizer import Autoencoder, build_autoencoder
+from nvg_jax.baselines.one_stack import OneStackGenerator, OneStackSizes
+from nvg_jax.generator.guidance import guide, with_no_class
 from nvg_jax.generator.model import stack_sizes
 from nvg_jax.generator.numbers import embed_number, number_layers
 from nvg_jax.generator.rope import rope_ids
 from nvg_jax.generator.settings import Settings, ramp
-from nvg_jax.generator.sizes import StackSizes, num_classes_of
 from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.generator.transformer import Head, Stack, dense, dropping, embed, embedding_init
 from nvg_jax.granularity import GranularitySequence
@@ -32,21 +33,12 @@ Variables = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowSizes:
-    """Class ids are 0..num_classes - 1; `num_classes` itself means "no class"."""
-
-    stack: StackSizes
-    grid: tuple[int, int]
-    latent_channels: int
-    num_classes: int
+class FlowSizes(OneStackSizes):
+    """A generator over the positions of one autoencoder."""
 
     @property
     def num_positions(self) -> int:
         return self.grid[0] * self.grid[1]
-
-    def without_remat(self) -> FlowSizes:
-        """The same generator, of which nothing is computed twice."""
-        return dataclasses.replace(self, stack=dataclasses.replace(self.stack, remat="none"))
 
 
 class LatentFlow(nn.Module):
@@ -80,7 +72,7 @@ class LatentFlow(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class FlowGenerator:
+class FlowGenerator(OneStackGenerator):
     """The network over the positions of one autoencoder."""
 
     sizes: FlowSizes
@@ -98,12 +90,6 @@ class FlowGenerator:
             f"{sizes.num_positions} positions x {sizes.latent_channels}, {sizes.num_classes} "
             "classes)"
         )
-
-    def begun_as(self, architecture: str) -> FlowGenerator:
-        """As `VarGenerator.begun_as`."""
-        num_classes = num_classes_of(architecture, self.sizes.num_classes)
-        sizes = dataclasses.replace(self.sizes, num_classes=num_classes)
-        return dataclasses.replace(self, sizes=sizes)
 
     def init_variables(self, key: Key[Array, ""]) -> Variables:
         """Random parameters to train from."""
@@ -168,19 +154,16 @@ def sample(
 
     Of the settings it heeds `flow_steps` and `content_guidance`, which is linear over the steps.
     """
-    last, no_class = settings.flow_steps - 1, jnp.full_like(class_id, generator.sizes.num_classes)
+    last = settings.flow_steps - 1
     guidances = [ramp(settings.content_guidance, step, last) for step in range(last + 1)]
     passes = 1 if set(guidances) == {1.0} else 2
-    classes = jnp.concatenate([class_id, no_class][:passes])
+    classes = with_no_class(class_id, generator.sizes.num_classes, passes)
     params = {"params": generator_variables["params"]["flow"]}
 
     def velocity(state: Array, time: Array, guidance: Array) -> Array:
         states = jnp.concatenate([state] * passes)
         found = generator.network.apply(params, states, jnp.full(len(classes), time), classes)
-        with_class, *others = jnp.split(found, passes)
-        for without in others:
-            with_class = without + guidance * (with_class - without)
-        return with_class
+        return guide(jnp.split(found, passes), guidance)
 
     latent = solve(velocity, split_batch(generator.noise(image_keys)), np.array(guidances))
     return GranularitySequence(None, latent / canvas_scales(tokenizer_variables)[-1])

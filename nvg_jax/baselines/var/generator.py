@@ -11,9 +11,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 from ml_collections import ConfigDict
 
+from nvg_jax.baselines.one_stack import OneStackGenerator, OneStackSizes
 from nvg_jax.baselines.var.tokenizer import build_pyramid_tokenizer, shrink
 from nvg_jax.generator.model import stack_sizes
-from nvg_jax.generator.sizes import StackSizes, num_classes_of
+from nvg_jax.generator.sizes import StackSizes
 from nvg_jax.generator.transformer import (
     Block,
     Head,
@@ -40,17 +41,11 @@ class ScaleStackSizes(StackSizes):
 
 
 @dataclasses.dataclass(frozen=True)
-class VarSizes:
-    """A generator over the scales and codes of one tokenizer.
-
-    Class ids are 0..num_classes - 1; `num_classes` itself means "no class".
-    """
+class VarSizes(OneStackSizes):
+    """A generator over the scales and codes of one tokenizer."""
 
     stack: ScaleStackSizes
-    grid: tuple[int, int]
-    latent_channels: int
     vocab_size: int
-    num_classes: int
 
     @property
     def last_stage(self) -> int:
@@ -65,10 +60,6 @@ class VarSizes:
             f"{','.join(map(str, stack.scales))} x {self.latent_channels}, codebook "
             f"{self.vocab_size}, {self.num_classes} classes)"
         )
-
-    def without_remat(self) -> VarSizes:
-        """The same generator, of which nothing is computed twice."""
-        return dataclasses.replace(self, stack=dataclasses.replace(self.stack, remat="none"))
 
 
 class CausalBlock(Block):
@@ -155,7 +146,7 @@ def rope_ids(scales: tuple[int, ...], grid: tuple[int, int]) -> Float[np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
-class VarGenerator:
+class VarGenerator(OneStackGenerator):
     """The network over one tokenizer's scales and codes."""
 
     sizes: VarSizes
@@ -168,13 +159,6 @@ class VarGenerator:
     def architecture(self) -> str:
         """What a checkpoint has to agree with, in one line."""
         return self.sizes.architecture
-
-    def begun_as(self, architecture: str) -> VarGenerator:
-        """The generator of another's line, which may be of another number of classes, if training
-        of this one may start at its weights. If not, one that differs from it."""
-        num_classes = num_classes_of(architecture, self.sizes.num_classes)
-        sizes = dataclasses.replace(self.sizes, num_classes=num_classes)
-        return dataclasses.replace(self, sizes=sizes)
 
     def init_variables(self, key: Key[Array, ""]) -> Variables:
         """Random parameters to train from."""

@@ -13,6 +13,7 @@ from nvg_jax import keys
 from nvg_jax.baselines.var.generator import VarGenerator
 from nvg_jax.baselines.var.tokenizer import PyramidTokenizer
 from nvg_jax.generator.content import draw
+from nvg_jax.generator.guidance import guide, with_no_class
 from nvg_jax.generator.settings import Settings, ramp, top_p_at
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.sharding import split_batch
@@ -40,10 +41,8 @@ def sample(
         ramp(settings.content_guidance, stage, sizes.last_stage)
         for stage in range(sizes.last_stage + 1)
     ]
-    classes = class_id
-    if set(guidances) != {1.0}:  # A second pass without the class, which has a cache as well.
-        classes = jnp.concatenate([class_id, jnp.full_like(class_id, sizes.num_classes)])
-    passes = len(classes) // len(class_id)
+    passes = 1 if set(guidances) == {1.0} else 2  # The second has a cache as well.
+    classes = with_no_class(class_id, sizes.num_classes, passes)
     temperature = jnp.float32(settings.temperature) if settings.temperature else None
     shape = (len(class_id), tokenizer.num_positions, sizes.latent_channels)
     canvas, tokens, start = split_batch(jnp.zeros(shape)), [], 0
@@ -55,9 +54,7 @@ def sample(
         )
         variables |= cache
         start += logits.shape[1]
-        logits, *others = jnp.split(logits, passes)
-        for without in others:
-            logits = without + guidance * (logits - without)
+        logits = guide(jnp.split(logits, passes), guidance)
         stage_keys = keys.of_stage(image_keys, "tokens", stage)
         top_p = None
         if settings.top_p != (1.0, 1.0):

@@ -80,5 +80,5 @@ def _per_pixel(
 ) -> Int[np.ndarray, "height width"]:
     """The labels of a stage of square images, position by position in blocks of pixels."""
     side = math.isqrt(len(structure))
-    labels = structure.reshape(side, side) >> (granularity.last_stage(len(structure)) - stage)
+    labels = granularity.labels_at(structure[None], stage).reshape(side, side)
     return labels.repeat(shape[0] // side, axis=0).repeat(shape[1] // side, axis=1)
