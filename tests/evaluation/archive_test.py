@@ -81,6 +81,7 @@ _SQUEEZED = _npz(np.savez_compressed, arr_0=IMAGES)
         (_npz(arr_0=np.array([{}], object)), "is no .npz file of arrays, or damaged"),
         (_npz(other=IMAGES), "holds no samples: it has no array arr_0"),
     ],
+    ids=range(11),  # A zip holds the time of its making, which would be in the test's name.
 )
 def test_files_that_hold_no_samples(tmp_path, content, message):
     path = tmp_path / "samples.npz"
