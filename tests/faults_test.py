@@ -198,7 +198,7 @@ def workers_of(pid: int) -> list[int]:
 
 
 def test_a_token_cache_on_a_full_disk(config, tmp_path):
-    config.tokenizer.training.epochs = 0.05
+    config.tokenizer.training.epochs = 3 / 359
     result = run(
         [*command(config, tmp_path), "--job=train", "--config.generator.training.epochs=0.001"]
     )

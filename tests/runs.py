@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 def forty_steps(config: ConfigDict) -> ConfigDict:
     """A tiny config with forty steps of each training and a checkpoint every three."""
     for training in (config.tokenizer.training, config.generator.training):
-        training.batch_size = 16
-        training.epochs = 40 / 89  # Steps of an epoch of 1,437 images.
+        training.batch_size = 4
+        training.epochs = 40 / 359  # Steps of an epoch of 1,437 images.
         training.checkpoint_every = 3
         training.log_every = 10
         training.image_every = 1000
