@@ -8,11 +8,21 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 
-def from_uint8(pixels: UInt8[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """0..255 to float32 in [-1, 1]: `x / 127.5 - 1`."""
+def from_uint8(
+    pixels: UInt8[Array | np.ndarray, "*shape"],
+) -> Float[Array | np.ndarray, "*shape"]:
+    """0..255 to float32 in [-1, 1]: `x / 127.5 - 1`; on the devices if they are there."""
+    if isinstance(pixels, jax.Array):
+        return _from_uint8(pixels)
     images = np.divide(pixels, 127.5, dtype=np.float32)
     images -= 1
     return images
+
+
+@jax.jit
+def _from_uint8(pixels: Array) -> Array:
+    """A program of its own, since as a part of others it could be rounded in other ways."""
+    return pixels.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(images: Float[Array | np.ndarray, "*shape"]) -> UInt8[Array | np.ndarray, "*shape"]:

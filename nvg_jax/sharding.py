@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from nvg_jax import pixels
 from nvg_jax.errors import UserError
 
 T, Tree = TypeVar("T"), Any
@@ -108,7 +109,10 @@ def process_batch_size(batch_size: int, mesh: Mesh, name: str) -> int:
 
 
 def place_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """Joins the processes' shares, trees of NumPy arrays, to global arrays split over the mesh."""
+    """Joins the processes' shares, NumPy arrays, to global arrays split over the mesh.
+
+    Images (`image`) of bytes, a quarter of the numbers to hand over, become float32 there.
+    """
     sharding = batch_sharding(mesh)
     parts = process_share(mesh)[1]
 
@@ -116,7 +120,10 @@ def place_batch(batch: Tree, mesh: Mesh) -> Tree:
         shape = (len(x) * parts, *x.shape[1:])
         return jax.make_array_from_process_local_data(sharding, x, shape)
 
-    return jax.tree.map(place, batch)
+    placed = jax.tree.map(place, batch)
+    if "image" in placed and placed["image"].dtype == np.uint8:
+        placed["image"] = pixels.from_uint8(placed["image"])
+    return placed
 
 
 def place_copies(tree: Tree, sharding: NamedSharding) -> Tree:

@@ -15,6 +15,12 @@ def test_every_pixel_value_survives_the_way_there_and_back():
     np.testing.assert_array_equal(pixels.to_uint8(jnp.asarray(images)), EVERY_VALUE)
 
 
+def test_devices_make_the_numbers_that_numpy_makes():
+    images = pixels.from_uint8(jnp.asarray(EVERY_VALUE))
+    np.testing.assert_allclose(images, pixels.from_uint8(EVERY_VALUE), rtol=0, atol=2e-7)
+    np.testing.assert_array_equal(pixels.to_uint8(images), EVERY_VALUE)
+
+
 def test_values_outside_are_clipped():
     np.testing.assert_array_equal(pixels.to_uint8(np.array([-3.0, 3.0])), [0, 255])
 

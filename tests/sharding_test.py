@@ -34,6 +34,14 @@ def test_place_batch_keeps_the_values():
     np.testing.assert_array_equal(batch["image"], 1.0)
 
 
+def test_place_batch_makes_floats_of_bytes_of_images_alone():
+    mesh = sharding.create_mesh(devices=jax.devices()[:1])
+    pixels = np.array([[0, 255]], np.uint8)
+    batch = sharding.place_batch({"image": pixels, "segmentation_mask": pixels}, mesh)
+    np.testing.assert_array_equal(batch["image"], [[-1.0, 1.0]])
+    np.testing.assert_array_equal(batch["segmentation_mask"], pixels)
+
+
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_any_batch_fits_one_device(batch_size):
     mesh = sharding.create_mesh(devices=jax.devices()[:1])

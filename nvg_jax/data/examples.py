@@ -13,7 +13,6 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 
-from nvg_jax import pixels
 from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
 
@@ -139,6 +138,4 @@ def fill_skipped(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def to_model_types(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Runs in the main process: bytes are a quarter of the floats to hand over."""
-    image, label = pixels.from_uint8(batch["image"]), batch["label"].astype(np.int32)
-    return batch | {"image": image, "label": label}
+    return batch | {"label": batch["label"].astype(np.int32)}

@@ -1,4 +1,4 @@
-"""One Grain pipeline from any TFDS image dataset to batches of float32 images.
+"""One Grain pipeline from any TFDS image dataset to batches of 8-bit images.
 
 What is read stands in `config.data`, an `ml_collections.ConfigDict` with the fields
   dataset       TFDS name: 'digits', 'imagenet2012', 'name/config:version', ...; or 'folder:PATH',
@@ -120,9 +120,9 @@ def has_one_crop(config: ConfigDict) -> bool:
 def train_iterator(config: ConfigDict, order: Order) -> Batches:
     """Training batches of this process, resized and cropped at random, as a `training_stream`.
 
-    They are {'image': float32 [B, height, width, 3] in [-1, 1], 'label': int32 [B], 'skipped':
-    int32 [B]}. An image that cannot be decoded, or whose file is cut off or damaged, is named in
-    the log; another one of its batch stands in its place, and its `skipped` is 1.
+    They are {'image': uint8 [B, height, width, 3], 'label': int32 [B], 'skipped': int32 [B]}.
+    An image that cannot be decoded, or whose file is cut off or damaged, is named in the log;
+    another one of its batch stands in its place, and its `skipped` is 1.
 
     UserError: what `evaluation_batches` raises at once, or the split is smaller than one batch of
     all processes; while iterating, not one image of a batch is decodable.
@@ -180,10 +180,10 @@ def evaluation_batches(
     """All examples of a split once, in the order of the files, with the center crop.
 
     Every process gets the same number of batches of `batch_size`; the processes' batches laid side
-    by side, one after the other, are in the order of the files. They are {'image': float32
-    [B, height, width, 3] in [-1, 1], 'label': int32 [B], 'mask': bool [B]}; rows past the end are
-    black, and their `mask` is False. With `masks` there is also 'segmentation_mask', uint8
-    [B, height, width], whose pixels stay with those of the image.
+    by side, one after the other, are in the order of the files. They are {'image': uint8
+    [B, height, width, 3], 'label': int32 [B], 'mask': bool [B]}; rows past the end are black, and
+    their `mask` is False. With `masks` there is also 'segmentation_mask', uint8 [B, height, width],
+    whose pixels stay with those of the image.
 
     UserError: no such dataset or split, the dataset is not prepared, is no set of labelled images
     or has no masks; while iterating, an image cannot be decoded or a file not be read.

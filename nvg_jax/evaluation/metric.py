@@ -18,7 +18,7 @@ from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 from sklearn.svm import SVC
 
-from nvg_jax import pixels, visualize
+from nvg_jax import visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import judge, reference, streams
@@ -148,7 +148,7 @@ class Resources:
         data = self.config.data
         for batch in pipeline.evaluation_batches(data, data.train_split, 256):
             images, labels = batch["image"][batch["mask"]], batch["label"][batch["mask"]]
-            parts.append((pixels.to_uint8(images), labels))
+            parts.append((images, labels))
         return streams.concatenate(parts)
 
     @functools.cached_property

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
-from nvg_jax import keys, sharding
+from nvg_jax import keys, pixels, sharding
 from nvg_jax.data import pipeline
 from nvg_jax.data.stream import Order
 from nvg_jax.frozen.inception import ImageFeatures
@@ -121,5 +121,6 @@ def train(data: ConfigDict, settings: ConfigDict, seed: int) -> Frozen:
     with contextlib.closing(batches):
         for _ in track(range(num_steps), "classifier", unit="step"):
             batch = next(batches)
-            state = step(state, batch["image"], batch["label"])
+            images = pixels.from_uint8(jnp.asarray(batch["image"]))
+            state = step(state, images, batch["label"])
     return Frozen(module, state[0])

@@ -59,10 +59,11 @@ def of_images(
     for start in track(starts, description, unit="batch", quiet=not description):
         index = np.arange(start, start + size)
         rows = index % len(images)
-        batch = {"image": pixels.from_uint8(images[rows]), "mask": index < len(images)}
+        batch = {"image": images[rows], "mask": index < len(images)}
         if labels is not None:
             batch["label"] = labels[rows]
-        yield sharding.place_copies(batch, sharding.batch_sharding(mesh))
+        placed = sharding.place_copies(batch, sharding.batch_sharding(mesh))
+        yield placed | {"image": pixels.from_uint8(placed["image"])}
 
 
 def gather(tree: Any, mask: Bool[Array, "B"]) -> Any:

@@ -95,7 +95,8 @@ def named_image(data: ConfigDict, name: str) -> Float[np.ndarray, "height width 
         if index >= count:
             raise UserError(f"there is no example {name}: {split} has {count}, from 0 on")
         one = f"{split}[{index}:{index + 1}]"
-        return next(iter(pipeline.evaluation_batches(data, one, 1)))["image"][0]
+        batch = next(iter(pipeline.evaluation_batches(data, one, 1)))
+        return pixels.from_uint8(batch["image"][0])
     if not epath.Path(name).exists():
         raise UserError(
             f"there is no file {name}: name an image, or an example as {data.eval_split}:0"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
-from nvg_jax import files, visualize
+from nvg_jax import files, pixels, visualize
 from nvg_jax.data import pipeline
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.method import METHODS
@@ -28,7 +28,7 @@ def reconstruct(config: ConfigDict, workdir: str) -> epath.Path | None:
     batches = pipeline.evaluation_batches(
         config.data, config.data.eval_split, config.evaluation.num_pictures
     )
-    images = jnp.asarray(next(iter(batches))["image"])
+    images = pixels.from_uint8(jnp.asarray(next(iter(batches))["image"]))
     strips = reconstruction_strips(tokenizer, variables, images)
     if jax.process_index() == 0:
         with files.new_folder(f"{workdir}/reconstructions") as folder:

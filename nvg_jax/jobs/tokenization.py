@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import files, keys, lock, sharding
+from nvg_jax import files, keys, lock, pixels, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.data.stream import Batch, Order
 from nvg_jax.errors import Preempted, UserError
@@ -164,6 +164,7 @@ def _sequences(
     def dispatched() -> Sequences:
         for batch in crops:
             images = jax.device_put(batch["image"], sharding.batch_sharding(mesh))
+            images = pixels.from_uint8(images)
             yield batch, inference.sequences_of(tokenizer, variables, images)
 
     return sharding.one_ahead(dispatched())

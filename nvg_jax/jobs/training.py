@@ -161,7 +161,7 @@ def _train_tokenizer(run: _Run, tokenizer: Tokenizer) -> Variables:
         count = config.tokenizer.scale_batches
         with contextlib.closing(_images(run, schedule, "canvas scales")) as data:
             batches = track(itertools.islice(data, count), "canvas scales", count, "batch")
-            images = (sharding.place_batch(batch["image"], run.mesh) for batch in batches)
+            images = (sharding.place_batch(batch, run.mesh)["image"] for batch in batches)
             return state.replace(ema=with_canvas_scales(tokenizer, state.ema, images))
 
     return run.train(task, schedule, _images(run, schedule, "tokenizer"), finish=finish).ema

@@ -22,7 +22,7 @@ def network():
 def images(tiny_config):
     tiny_config.data.train_split = "train[:50]"
     batch = next(iter(pipeline.evaluation_batches(tiny_config.data, "train[:50]", 50)))
-    return batch["image"]
+    return pixels.from_uint8(batch["image"])
 
 
 def test_statistics_are_those_of_all_images(tiny_config, images, network, tmp_path):

@@ -55,7 +55,8 @@ def model(config, random_variables, monkeypatch):
 @pytest.fixture
 def scenes(config):
     batches = pipeline.evaluation_batches(config.data, "test", 20, masks=True)
-    return jax.tree.map(jnp.asarray, next(iter(batches)))
+    batch = jax.tree.map(jnp.asarray, next(iter(batches)))
+    return batch | {"image": pixels.from_uint8(batch["image"])}
 
 
 def test_structure_and_samples_are_compared_with_masks(config, model, scenes, tmp_path):
@@ -135,7 +136,8 @@ def test_segments_of_crowds_are_told_by_structure_and_superpixels(
     masks = batch["segmentation_mask"]
     assert masks.max() > 1
     tokenizer = model.tokenizer.bind(model.tokenizer_variables)
-    structure = np.asarray(tokenizer.tokenize(jnp.asarray(batch["image"]))[0].structure)
+    images = pixels.from_uint8(jnp.asarray(batch["image"]))
+    structure = np.asarray(tokenizer.tokenize(images)[0].structure)
     for stage in range(5):
         labels = (structure >> (4 - stage)).reshape(-1, 4, 4).repeat(4, axis=1).repeat(4, axis=2)
         each = [segmentation.segments(*x) for x in zip(labels, masks, strict=True)]

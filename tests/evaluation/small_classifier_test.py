@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from nvg_jax import pixels
 from nvg_jax.data import pipeline
 from nvg_jax.evaluation.small_classifier import SmallClassifier, train
 
@@ -13,7 +14,7 @@ def test_learns_the_digits_and_the_same_for_the_same_seed(tiny_config):
     settings.epochs = 3.0
     network = train(tiny_config.data, settings, seed=0)
     batch = next(iter(pipeline.evaluation_batches(tiny_config.data, "test", 360)))
-    seen = jax.jit(network.module.apply)(network.variables, batch["image"])
+    seen = jax.jit(network.module.apply)(network.variables, pixels.from_uint8(batch["image"]))
     assert np.mean(seen.logits.argmax(axis=1) == batch["label"]) > 0.8
     assert seen.pool.shape == (360, 64) and seen.spatial.shape == (360, 4 * 4 * 7)
 

@@ -91,7 +91,9 @@ def test_the_structure_gap_is_of_samples_with_the_real_structure(trained, tmp_pa
 
     tokenizer, variables = (getattr(load_model(config, workdir), x) for x in TOKENIZER)
     batch = next(iter(pipeline.evaluation_batches(config.data, "test[:12]", 12)))
-    real = inference.sequences_of(tokenizer, variables, batch["image"]).structure
+    real = inference.sequences_of(
+        tokenizer, variables, pixels.from_uint8(jnp.asarray(batch["image"]))
+    ).structure
     real = np.resize(np.asarray(real), (40, 16))
     nothing, three, all_ = np.concatenate(made).reshape(3, 40, 16)
     np.testing.assert_array_equal(all_, real)
@@ -125,7 +127,7 @@ def real_images(trained):
     batches = pipeline.evaluation_batches(config.data, "train[:200]", 200)
     batch = next(iter(batches))
     path = f"{workdir}/real.npz"
-    images = pixels.to_uint8(batch["image"])
+    images = batch["image"]
     np.savez(path, arr_0=images, arr_1=batch["label"])
     return config, workdir, path, images
 
@@ -205,6 +207,7 @@ def test_reconstruct_writes_strips(trained):
 _JOB = """
 import json, sys
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 from nvg_jax import jobs
 

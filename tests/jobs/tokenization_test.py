@@ -11,13 +11,12 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from ml_collections import ConfigDict
 
-from nvg_jax import jobs, keys, sharding
+from nvg_jax import jobs, keys, pixels, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.data.stream import Order
 from nvg_jax.errors import UserError
@@ -105,7 +104,7 @@ def test_sequences_are_those_of_the_same_crops(config, loaded, cache):
     with contextlib.closing(crops):
         for start, batch in zip(starts, crops, strict=True):
             rows = slice(start, start + 45)
-            images = jnp.asarray(batch["image"])
+            images = pixels.from_uint8(jnp.asarray(batch["image"]))
             sequence = inference.sequences_of(tokenizer, variables, images)
             np.testing.assert_array_equal(records["label"][rows], batch["label"])
             np.testing.assert_array_equal(records["structure"][rows], sequence.structure)

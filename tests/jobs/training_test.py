@@ -13,7 +13,7 @@ import pytest
 from etils import epath
 from PIL import Image
 
-from nvg_jax import jobs, lock
+from nvg_jax import jobs, lock, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.data.prepare import prepare
 from nvg_jax.data.stream import Order
@@ -98,7 +98,7 @@ def test_canvas_scales_are_measured_on_the_training_data(trained):
     variables = jobs.load_model(config, workdir).tokenizer_variables
     images = next(pipeline.train_iterator(config.data, Order(512, seed=7)))["image"]
     tokenize = jax.jit(functools.partial(tokenizer.apply, method=Tokenizer.tokenize))
-    _, canvases = tokenize(variables, jnp.asarray(images))
+    _, canvases = tokenize(variables, pixels.from_uint8(jnp.asarray(images)))
     expected = 1 / np.asarray(canvases).std(axis=(0, 2, 3))[1:]
     scales = np.asarray(variables["stats"]["quantizer"]["canvas_scales"])
     assert scales[0] == 1.0

@@ -119,7 +119,7 @@ def tokenization():
     for mesh in (mesh_of(2, 2, 1), mesh_of(2, 1, 2)):
         with jax.set_mesh(mesh):
             placed = jax.device_put(variables, sharding.replicated(mesh))
-            batch = sharding.place_batch(images, mesh)
+            batch = sharding.place_batch({"image": images}, mesh)["image"]
             program = inference.sequences_of.lower(tokenizer, placed, batch).compile()
             assert not COLLECTIVE.search(program.as_text())
             jax.tree.map(np.testing.assert_array_equal, program(placed, batch), expected)
@@ -138,7 +138,7 @@ def clustering():
     expected = np.asarray(jax.jit(cluster)(points))
     mesh = sharding.create_mesh()
     spec = P(sharding.BATCH_AXES)
-    sharded = sharding.place_batch(points, mesh)
+    sharded = sharding.place_batch({"x": points}, mesh)["x"]
     # With no mesh set, the devices agree on every round.
     assert COLLECTIVE.search(jax.jit(by_device).lower(sharded).compile().as_text())
     with jax.set_mesh(mesh):
