@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
@@ -207,7 +208,6 @@ def test_reconstruct_writes_strips(trained):
 _JOB = """
 import json, sys
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 from nvg_jax import jobs
 
