@@ -49,6 +49,7 @@ METRICS = {
     "guided_iou": "guided_iou.GuidedIoU",
     "variation": "variation.Variation",
     "structure_gap": "structure_gap.StructureGap",
+    "structure_stability": "structure_stability.StructureStability",
 }
 
 
@@ -85,6 +86,11 @@ class Metric:
     def num_images(self) -> int:
         """Of how many images its numbers are: at first those of the stream 'samples'."""
         return self.num_samples
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What else is to be known of its numbers: `evaluation.json` says it in `measured`."""
+        return {}
 
     @property
     def full(self) -> bool:
