@@ -226,6 +226,7 @@ def measure(metrics: list[Metric], resources: Resources) -> list[dict[str, Any]]
             batches = streams.of_images(*resources.samples, mesh, size, stream)
         seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
         streams.measure(looking, stream, batches, *seeing)
+        del batches  # One that ended early shows no more of how far it is.
     found = [metric.result(resources) for metric in metrics]
     if jax.process_index() == 0 and (warning := of_few_images(metrics, found)):
         log.warning(warning)
