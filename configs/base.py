@@ -205,6 +205,13 @@ def get_config(
     structure_gap.metrics = ("fid", "precision_recall")  # Of samples.
     structure_gap.num_samples = 2_000  # For each number of given stages.
     structure_gap.stages = ()  # How many first stages are given; empty: 0, 2, ..., K.
+    evaluation.structure_stability = stability = ml_collections.ConfigDict()
+    stability.num_images = 500  # The first of the split.
+    stability.noise = (2.0, 8.0)  # Standard deviations, in levels of 8 bits.
+    stability.jpeg = (90, 50)  # Qualities, from 1 to 100.
+    stability.shifts = (1,)  # To the right, in positions of the latent.
+    stability.clusterings = ("principal",)  # Of the same latents, beside the tokenizer's own.
+    stability.other_tokenizer = ""  # Weights to compare with, as of another seed.
     evaluation.guided = guided = ml_collections.ConfigDict()
     guided.stages = 4  # First stages that a mask gives.
     guided.num_samples = 192

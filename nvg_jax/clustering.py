@@ -59,11 +59,28 @@ def principal(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:
         points = take(latent, members)
         centred = points - points.mean(axis=2, keepdims=True)
         covariance = jnp.einsum("bnmc,bnmd->bncd", centred, centred)
-        direction = jnp.linalg.eigh(covariance)[1][..., -1]
+        direction = _main_direction(covariance)
         direction *= jnp.where(direction.sum(axis=-1, keepdims=True) < 0, -1.0, 1.0)
         along = jnp.argsort(jnp.einsum("bnmc,bnc->bnm", centred, direction), axis=-1, stable=True)
         members = jnp.take_along_axis(members, along, axis=-1).reshape(batch, 2 ** (stage + 1), -1)
     return invert(members[:, :, 0])
+
+
+def _main_direction(covariance: Float[Array, "B N C C"]) -> Float[Array, "B N C"]:
+    """The eigenvector of the largest eigenvalue, of any sign and length; zero of zero.
+
+    High powers of a matrix have nothing else left. An `eigh` of many matrices stands still where
+    several CPU devices call it at once, each waiting for the threads that the others have.
+    """
+
+    def square(_: Int[Array, ""], power: Float[Array, "B N C C"]) -> Float[Array, "B N C C"]:
+        trace = jnp.trace(power, axis1=-2, axis2=-1)[..., None, None]
+        power /= jnp.maximum(trace, jnp.finfo(power.dtype).tiny)
+        return jnp.matmul(power, power, precision=jax.lax.Precision.HIGHEST)
+
+    power = jax.lax.fori_loop(0, 20, square, covariance)  # The 2^20-th.
+    longest = jnp.diagonal(power, axis1=-2, axis2=-1).argmax(axis=-1)[..., None, None]
+    return jnp.take_along_axis(power, longest, axis=-1)[..., 0]
 
 
 def spatial(latent: Float[Array, "B L C"]) -> Int[Array, "B L"]:

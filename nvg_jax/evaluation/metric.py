@@ -49,6 +49,7 @@ METRICS = {
     "guided_iou": "guided_iou.GuidedIoU",
     "variation": "variation.Variation",
     "structure_gap": "structure_gap.StructureGap",
+    "structure_stability": "structure_stability.StructureStability",
 }
 
 
@@ -85,6 +86,11 @@ class Metric:
     def num_images(self) -> int:
         """Of how many images its numbers are: at first those of the stream 'samples'."""
         return self.num_samples
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What else is to be known of its numbers: `evaluation.json` says it in `measured`."""
+        return {}
 
     @property
     def full(self) -> bool:
@@ -220,6 +226,7 @@ def measure(metrics: list[Metric], resources: Resources) -> list[dict[str, Any]]
             batches = streams.of_images(*resources.samples, mesh, size, stream)
         seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
         streams.measure(looking, stream, batches, *seeing)
+        del batches  # One that ended early shows no more of how far it is.
     found = [metric.result(resources) for metric in metrics]
     if jax.process_index() == 0 and (warning := of_few_images(metrics, found)):
         log.warning(warning)

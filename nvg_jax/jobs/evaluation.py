@@ -107,7 +107,7 @@ def _measured_on(
         about |= {"features": settings.features}
     if needs & {"features", "lpips"}:
         about |= {"random_frozen_weights": config.frozen.random}
-    return about
+    return about | each.about
 
 
 def _write(path: epath.Path, results: dict[str, Any], measured: dict[str, Any]) -> None:

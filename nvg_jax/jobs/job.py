@@ -77,6 +77,7 @@ def check(config: ConfigDict, job: str = "") -> None:
     bounds = {
         "sampling.structure_stages": tuple[with_structure, ...],
         "structure_gap.stages": tuple[given, ...],
+        "structure_stability.shifts": tuple[Annotated[int, Field(ge=0, lt=sizes.grid[1])], ...],
     }
     allowed.check(config, "config", bounds)
 

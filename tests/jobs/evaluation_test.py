@@ -16,7 +16,7 @@ from PIL import Image
 from nvg_jax import jobs, pixels
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import streams
+from nvg_jax.evaluation import stability, streams
 from nvg_jax.jobs import evaluation
 from nvg_jax.jobs.model import load_model
 from nvg_jax.tokenizer import inference
@@ -102,6 +102,49 @@ def test_the_structure_gap_is_of_samples_with_the_real_structure(trained, tmp_pa
     assert (three >> 1 != real >> 1).any() and (nothing >> 3 != real >> 3).any()
 
 
+def test_structure_stability_is_of_images_as_they_are_disturbed(trained, exported, tmp_path):
+    config, _ = trained
+    config.tokenizer.checkpoint = str(exported / "tokenizer")
+    config.evaluation.metrics = ("structure_stability",)
+    settings = config.evaluation.structure_stability
+    settings.num_images, settings.jpeg, settings.shifts = 40, (30,), (0, 1)
+    settings.noise, settings.other_tokenizer = (0.0, 40.0), str(exported / "tokenizer.safetensors")
+    settings.clusterings = ("principal", "spatial", "random")
+    results = jobs.evaluate(config, str(tmp_path))
+    found = {
+        name.removeprefix("structure_stability_"): value
+        for name, value in results.items()
+        if name != "measured"
+    }
+    assert len(found) == 6 * 4
+    about = results["measured"]["structure_stability_noise_40"]
+    assert about["num_images"] == 40 and about["other_tokenizer"] == settings.other_tokenizer
+    # Nothing is another structure: no noise, no shift, the same weights, or another image.
+    for name in ("noise_0", "shift_0", "other"):
+        for clustering in ("", "_principal", "_spatial", "_random"):
+            assert found[f"{name}{clustering}"] == [1] * 5
+    for name in ("noise_40", "jpeg_30"):
+        assert found[f"{name}_spatial"] == found[f"{name}_random"] == [1] * 5
+        for clustering in ("", "_principal"):
+            assert 0 < min(found[f"{name}{clustering}"][1:4]) < 1
+
+    model = load_model(config, str(tmp_path), with_generator=False)
+    batch = next(iter(pipeline.evaluation_batches(config.data, "test[:40]", 40)))
+    images = pixels.to_uint8(batch["image"])
+
+    def structures(images):
+        images = pixels.from_uint8(images)
+        found = inference.sequences_of(model.tokenizer, model.tokenizer_variables, images)
+        return np.asarray(found.structure)
+
+    for name, disturbed, shift in (
+        ("jpeg_30", stability.as_jpeg(images, 30), 0),
+        ("shift_1", stability.shifted(images, 2), 1),
+    ):
+        expected = stability.agreement(structures(images), structures(disturbed), (4, 4), shift)
+        np.testing.assert_allclose(found[name], expected.mean(axis=0), atol=0.02)
+
+
 def test_numbers_of_before_are_kept_or_put_aside(trained, exported, tmp_path):
     config, _ = trained
     config.tokenizer.checkpoint = str(exported / "tokenizer")
@@ -145,7 +188,7 @@ def test_given_samples_that_are_the_reference_are_perfect(real_images):
     assert (about["samples"], about["num_samples"], about["reference"]) == (path, 200, path)
 
 
-def test_mistakes_are_one_clear_line(real_images, tmp_path):
+def test_mistakes_are_one_clear_line(real_images, exported, tmp_path):
     config, workdir, path, images = real_images
 
     def refused(message, **changes):
@@ -177,6 +220,21 @@ def test_mistakes_are_one_clear_line(real_images, tmp_path):
     refused(r"stages=.0, 6.: .* less than or equal to 5", evaluation__structure_gap__stages=(0, 6))
     refused("metrics=.'psnr',.: it has to be 'fid'", evaluation__structure_gap__metrics=("psnr",))
     refused("precision_recall needs .* 4", evaluation__structure_gap__num_samples=3, **gap)
+    of_stability = "evaluation__structure_stability__"
+    for name, value, message in (
+        ("jpeg", (90, 0), r"jpeg=.90, 0.: .* greater than or equal to 1"),
+        ("jpeg", (101,), r"jpeg=.101,.: .* less than or equal to 100"),
+        ("noise", (-2.0,), r"noise=.-2.0,.: .* greater than or equal to 0"),
+        ("shifts", (1, 4), r"shifts=.1, 4.: it has to be less than 4"),
+        ("clusterings", ("kmeans",), "kmeans.*: it has to be 'greedy', 'principal'"),
+    ):
+        refused(message, **{of_stability + name: value})
+    stable = {"evaluation__metrics": ("structure_stability",)}
+    refused(
+        "is not a .* weights directory", **stable, **{of_stability + "other_tokenizer": workdir}
+    )
+    other = {of_stability + "other_tokenizer": str(exported / "generator.safetensors")}
+    refused("was made with .*generator.* but this config is for tokenizer", **stable, **other)
     refused("split .* is empty", evaluation__metrics=("psnr",), data__eval_split="test[:0]")
 
     refused("there is no file", evaluation__samples=f"{tmp_path}/none.npz")
@@ -222,6 +280,7 @@ jobs.evaluate(ConfigDict(json.loads(config)), workdir)
 def test_two_processes_of_two_devices_find_the_same(trained, tmp_path):
     config, workdir = trained
     config.sampling.batch_size = 12
+    config.evaluation.metrics += ("structure_stability",)
     together = tmp_path / "together"
     shutil.copytree(workdir, together, ignore=shutil.ignore_patterns("classifier", "reference*"))
     shutil.rmtree(f"{workdir}/classifier", ignore_errors=True)

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from configs import nvg_digits
 from nvg_jax import sharding
-from nvg_jax.clustering import cluster
+from nvg_jax.clustering import cluster, principal
 from nvg_jax.errors import UserError
 from nvg_jax.generator.content import Content
 from nvg_jax.generator.sizes import Sizes, StackSizes
@@ -151,6 +151,8 @@ def clustering():
         np.testing.assert_array_equal(jax.jit(inside)(sharded), expected)
         gradient = jax.jit(jax.grad(lambda x: (x * by_device(x)[..., None]).sum()))(sharded)
         np.testing.assert_array_equal(jax.jit(by_device)(points[:6]), expected[:6])
+        halved = jax.jit(lambda x: sharding.by_device(principal, x))(sharded)
+    np.testing.assert_array_equal(halved, jax.jit(principal)(points))
     np.testing.assert_array_equal(gradient, np.broadcast_to(expected[..., None], points.shape))
 
 
