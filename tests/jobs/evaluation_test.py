@@ -130,7 +130,7 @@ def test_structure_stability_is_of_images_as_they_are_disturbed(trained, exporte
 
     model = load_model(config, str(tmp_path), with_generator=False)
     batch = next(iter(pipeline.evaluation_batches(config.data, "test[:40]", 40)))
-    images = pixels.to_uint8(batch["image"])
+    images = batch["image"]
 
     def structures(images):
         images = pixels.from_uint8(images)
