@@ -4,7 +4,7 @@ from nvg_jax.configs import small
 
 
 def get_config():
-    config = small.get_config(epochs=10)
+    config = small.get_config(epochs=20)
     small.without_frozen_networks(config)
 
     data = config.data
@@ -42,7 +42,7 @@ def get_config():
     sampling = config.sampling
     sampling.num_samples = 128
     sampling.batch_size = 64
-    sampling.content_guidance = (6.0, 10.0)
+    sampling.content_guidance = (3.0, 6.0)
     sampling.structure_guidance = (4.0, 6.0)
     sampling.temperature = 0.7
     sampling.top_p = (1.0, 0.9)
