@@ -11,7 +11,7 @@ that the file holds are not measured again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,14 +23,21 @@ from nvg_jax import cli, jobs, startup
 from nvg_jax.clustering import CLUSTERINGS
 from nvg_jax.configs import small
 from nvg_jax.errors import UserError
+from nvg_jax.tokenizer.model import build_tokenizer
 
 log = logging.getLogger(__name__)
+
+
+def _every(step: int) -> Callable[[int], tuple[int, ...]]:
+    """Stage 0, and every so-many-th up to the last."""
+    return lambda last_stage: tuple(sorted({0, *range(last_stage, 0, -step)}))
+
 
 KEYS = ("experiment", "variant", "seed")
 TITLES = {"experiment": "experiment", "variant": "variant"}
 OF_ALL_METHODS = ("rfid", "fid", "precision_recall", "class_agreement", "diversity")
 
-# What each variant of an experiment changes in the config.
+# What each variant of an experiment changes in the config; of stages it depends on the last one.
 EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "clusterings": {name: {"tokenizer.model.clustering": name} for name in CLUSTERINGS},
     "switches": {  # The paper's Table 3.
@@ -61,7 +68,21 @@ EXPERIMENTS: dict[str, dict[str, Mapping[str, Any]]] = {
     "stages of an image": {
         f"every {stride}": {"generator.training.stage_stride": stride} for stride in (1, 2, 4)
     },
+    "ladders": {
+        "all stages": {},
+        "every second": {"stages": _every(2)},
+        "every fourth": {"stages": _every(4)},
+        "from 2^2 on": {"stages": lambda last_stage: tuple(range(2, last_stage + 1))},
+    },
 }
+
+
+def changes_of(config: ConfigDict, name: str, variant: str) -> dict[str, Any]:
+    """What a variant of an experiment changes in a config."""
+    return {
+        key: value(build_tokenizer(config).last_stage) if callable(value) else value
+        for key, value in EXPERIMENTS[name][variant].items()
+    }
 
 
 def run(
@@ -85,10 +106,10 @@ def run(
         if key in done:
             continue
         name, variant, seed = key
-        changed = config.copy_and_resolve_references()
-        changed.update_from_flattened_dict(dict(EXPERIMENTS[name][variant]))
+        changed, changes = config.copy_and_resolve_references(), changes_of(config, name, variant)
+        changed.update_from_flattened_dict(changes)
         changed.seed = int(seed)
-        directory = f"{workdir}/{_trained(EXPERIMENTS[name][variant])}-{seed}"
+        directory = f"{workdir}/{_trained(changes)}-{seed}"
         jobs.train(changed, directory)
         found = jobs.evaluate(changed, directory)
         row = dict(zip(KEYS, key, strict=True))
@@ -101,7 +122,7 @@ def run(
 def _trained(changes: Mapping[str, Any]) -> str:
     """A directory's name, which variants share whose trainings are the same."""
     parts = (
-        f"{key.rpartition('.')[2]}={x}"
+        f"{key.rpartition('.')[2]}={x}".replace(" ", "")
         for key, x in changes.items()
         if not key.startswith(("sampling.", "evaluation."))
     )

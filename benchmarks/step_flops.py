@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from nvg_jax import cli, sharding
+from nvg_jax import cli, granularity, sharding
 from nvg_jax.generator.settings import Settings
 from nvg_jax.jobs.compilation import abstract_task
 from nvg_jax.jobs.method import METHODS
@@ -37,13 +37,14 @@ def _count(config: ConfigDict, name: str, batch: dict[str, jax.ShapeDtypeStruct]
 def main() -> None:
     config = flags.FLAGS.config
     side = config.data.image_size
-    length = build_tokenizer(config).num_positions
+    tokenizer = build_tokenizer(config)
 
     def array(*shape: int, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((_BATCH_SIZE, *shape), dtype)
 
     images = {"image": array(side, side, 3, dtype=jnp.float32), "label": array()}
-    tokens = {"structure": array(length), "tokens": array(2 * length - 1), "label": array()}
+    tokens = {"structure": array(tokenizer.num_positions), "label": array()}
+    tokens["tokens"] = array(granularity.num_tokens(tokenizer.stages))
     without_repa = config.copy_and_resolve_references()
     without_repa.generator.training.repa.weight = 0.0
     print(f"teraflops a training image, {config_flags.get_config_filename(flags.FLAGS['config'])}")

@@ -27,7 +27,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict, config_flags
 
 from benchmarks import machine
-from nvg_jax import cli, hardware, sharding
+from nvg_jax import cli, granularity, hardware, sharding
 from nvg_jax.frozen.weights import load_network
 from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
@@ -86,7 +86,8 @@ def random_batch(config: ConfigDict, version: str, size: int) -> Batch:
     if version == "cached":
         structure = random.permuted(np.tile(np.arange(length, dtype=np.int32), (size, 1)), axis=1)
         vocab = tokenizer.vocab_size
-        tokens = random.integers(vocab, size=(size, 2 * length - 1), dtype=np.int32)
+        num_tokens = granularity.num_tokens(tokenizer.stages)
+        tokens = random.integers(vocab, size=(size, num_tokens), dtype=np.int32)
         batch = {"structure": structure, "tokens": tokens, "label": label}
     else:
         image = random.uniform(-1, 1, (size, side, side, 3)).astype(np.float32)

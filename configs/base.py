@@ -20,6 +20,7 @@ def get_config(
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.method = "nvg"  # Or, to compare: 'var', 'flow'. See docs/baselines.md.
+    config.stages = ()  # That are painted, of 0..K, with K: as (0, 2, 4, 6, 8); empty: all.
     config.pretrained = ""  # Weights by name, where no checkpoint is named below: docs/weights.md.
 
     config.data = data = ml_collections.ConfigDict()

@@ -34,6 +34,7 @@ _OF_SAMPLES += ("classifier_agreement", "class_agreement", "diversity")
 # allows: a number from 0 on, any text, a tuple of texts.
 TABLE: dict[str, Any] = {
     "seed": Annotated[int, Field(ge=0, lt=2**32)],
+    "config.stages": tuple[_Whole, ...],
     "batch_size": _Count,
     "microbatches": _Count,
     "stage_stride": _Count,

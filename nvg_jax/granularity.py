@@ -7,18 +7,21 @@ the tokens of all.
 
 The words of this program:
   stage     a granularity stage; an optimizer's step is a `step`.
+  ladder    which stages are painted, rising, the last one among them; as a value empty for all.
   structure which positions share a token, at all stages.
   leaf      a position's label at the last stage; its top k bits are its label at stage k.
   content   which tokens the clusters have; tokens are codebook entries.
-  heap      the tokens of all stages in one array: cluster j of stage k stands at 2^k - 1 + j.
+  heap      the tokens of the painted stages in one array; of all: cluster j of stage k stands at
+            2^k - 1 + j.
   brush     what one stage adds: its tokens painted on their clusters, and refined.
   canvas    the sum of the brushes so far; the last one is the quantized latent.
   given     what is not generated: structure, or structure and content, of the first stages.
 
 The symbols of shapes, the same everywhere:
   B batch, L positions, K last stage, N clusters, C latent channels, V codebook, D width, H heads,
-  T transformer tokens, E width of a head; `stages` K + 1, `canvases` K + 2, `splits` K - 1 (the
-  stages whose next structure is generated), `heap` 2L - 1; images are [B, height, width, 3].
+  T transformer tokens, E width of a head; `stages` those that are painted, by default K + 1;
+  `canvases` one more; `splits` the runs of the structure generator, by default K - 1; `scales`
+  K + 2; `heap` all tokens, by default 2L - 1; images are [B, height, width, 3].
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Num
 
 from nvg_jax.errors import UserError
 
@@ -42,7 +45,7 @@ class GranularitySequence(NamedTuple):
 
     structure: each position's leaf, a permutation of 0..L-1 per image; the top k bits are its label
         at stage k. None in a baseline, which has none.
-    tokens: codebook entries as a heap: cluster j of stage k stands at `2^k - 1 + j`.
+    tokens: codebook entries as a heap, stage after stage by cluster.
     """
 
     structure: Int[Array, "B L"] | None
@@ -57,6 +60,31 @@ def last_stage(num_positions: int) -> int:
             "downsampling that give 4, 16, 64, 256, ... positions"
         )
     return num_positions.bit_length() - 1
+
+
+def painted_stages(ladder: Sequence[int], last_stage: int) -> tuple[int, ...]:
+    """The stages of a ladder up to K, as `config.stages` names them: all if it is empty.
+
+    UserError if they do not rise, or K is not the last of them.
+    """
+    stages = tuple(ladder) or tuple(range(last_stage + 1))
+    if list(stages) != sorted(set(stages)) or stages[0] < 0 or stages[-1] != last_stage:
+        raise UserError(
+            f"config.stages={stages}: name rising stages from 0 on, of which the last is "
+            f"{last_stage}, or none, as (), for all"
+        )
+    return stages
+
+
+def num_tokens(stages: Sequence[int]) -> int:
+    """The tokens of an image of which these stages are painted: the length of its heap."""
+    return sum(2**stage for stage in stages)
+
+
+def ladder_in_words(stages: Sequence[int]) -> str:
+    """What a model's line says of its painted stages: nothing if they are all."""
+    is_whole = len(stages) == stages[-1] + 1
+    return "" if is_whole else f", stages {','.join(map(str, stages))}"
 
 
 def _per_position(stage: Stage) -> int | Int[Array, ""] | Int[Array, "B 1"]:
@@ -88,9 +116,10 @@ def structure_embedding(structure: Int[Array, "B L"], stage: Stage) -> Float[Arr
     return jnp.where(channel < stage, 2.0 * bits, 1.0).astype(jnp.float32)
 
 
-def stage_slice(stage: int) -> slice:
-    """Where the tokens of a stage lie in the heap."""
-    return slice(2**stage - 1, 2 ** (stage + 1) - 1)
+def stage_slice(stage: int, stages: Sequence[int] | None = None) -> slice:
+    """Where the tokens of a stage lie in the heap of the painted stages, by default all."""
+    before = range(stage) if stages is None else [k for k in stages if k < stage]
+    return slice(num_tokens(before), num_tokens(before) + 2**stage)
 
 
 def stage_tokens(
@@ -105,10 +134,13 @@ def structure_at(structure: Int[Array, "B L"], stage: Stage) -> Int[Array, "B L"
     return structure_from_labels(labels_at(structure, stage), stage)
 
 
-def by_stage(tokens: Int[Array | np.ndarray, "B heap"]) -> list[Int[Array | np.ndarray, "B _"]]:
-    """The tokens of each stage, from 0 on."""
-    stages = last_stage((tokens.shape[-1] + 1) // 2) + 1
-    return [stage_tokens(tokens, stage) for stage in range(stages)]
+def by_stage(
+    tokens: Num[Array | np.ndarray, "B heap"], stages: Sequence[int] | None = None
+) -> list[Num[Array | np.ndarray, "B _"]]:
+    """The tokens, or numbers of them, of each painted stage, by default of all."""
+    if stages is None:
+        stages = range(last_stage((tokens.shape[-1] + 1) // 2) + 1)
+    return [tokens[:, stage_slice(stage, stages)] for stage in stages]
 
 
 def token_counts(tokens: Sequence[Int[Array, "B _"]], vocab_size: int) -> Int[Array, "stages V"]:

@@ -67,38 +67,40 @@ def strips(
     positions: tuple[int, int],
     captions: Sequence[str],
     originals: UInt8[np.ndarray, "B height width 3"] | None = None,
+    stages: Sequence[int] | None = None,
 ) -> Picture:
-    """Images from coarse to fine, one below the other, with a column for every stage.
+    """Images from coarse to fine, one below the other, with a column for each of these stages, by
+    default all.
 
     Each stage's decoded canvas stands above its map of the positions, at the same size, if there is
     a structure. The originals, if images were reconstructed, are a last column, set off by a gap.
     """
     rows = []
-    stages = stage_images.shape[1]
+    stages = range(stage_images.shape[1]) if stages is None else stages
     for index, images in enumerate(stage_images):
         last = [] if originals is None else [originals[index]]
         rows.append([*images, *last])
         if structure is not None:
             rows.append(structure_maps(structure[index], positions, stages))
     captions = [*captions, *["original"] * (originals is not None)]
-    return table(rows, captions, group=len(rows) // len(stage_images), apart=stages)
+    return table(rows, captions, group=len(rows) // len(stage_images), apart=len(stages))
 
 
 def structure_strip(
     structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: int
 ) -> Picture:
     """The maps of the first stages of one structure, side by side."""
-    maps = structure_maps(structure, positions, stages)
+    maps = structure_maps(structure, positions, range(stages))
     return table([maps], [f"stage {stage}" for stage in range(stages)])
 
 
 def structure_maps(
-    structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: int
+    structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: Sequence[int]
 ) -> list[Picture]:
-    """The maps of the first stages of one structure."""
+    """The maps of these stages of one structure."""
     last_stage = granularity.last_stage(len(structure))
     leaves = structure.reshape(positions)
-    return [structure_picture(leaves >> (last_stage - stage), stage) for stage in range(stages)]
+    return [structure_picture(leaves >> (last_stage - stage), stage) for stage in stages]
 
 
 def table(

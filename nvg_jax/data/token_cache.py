@@ -111,7 +111,7 @@ def train_iterator(
     directory: epath.PathLike, config: ConfigDict, architecture: str, fingerprint: str, order: Order
 ) -> Batches:
     """Training batches of this process, as a `training_stream` of {'structure': int32 [B, L],
-    'tokens': int32 [B, 2L-1], 'label': int32 [B], 'skipped': int32 [B], zeros}.
+    'tokens': int32 [B, heap], 'label': int32 [B], 'skipped': int32 [B], zeros}.
 
     An epoch holds every image once, with one of its crops drawn at random. With the same seed the
     images come in the order in which `pipeline.train_iterator` gives them. The dataset that

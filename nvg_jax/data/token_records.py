@@ -21,6 +21,7 @@ class Meta:
     dataset, split, image_size, resize_ratio, num_classes: as in `config.data`.
     architecture, fingerprint: of the tokenizer, which has `num_positions` and `vocab_size`.
     num_crops: of each of `num_images`, drawn with `seed`.
+    num_tokens: of each; where it is missing, those of all stages.
     shard_size: records per file. Raises ValueError for another version than this one.
     """
 
@@ -38,8 +39,11 @@ class Meta:
     seed: int
     shard_size: int
     format_version: int = 1
+    num_tokens: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_tokens is None:
+            object.__setattr__(self, "num_tokens", 2 * self.num_positions - 1)
         if self.format_version != 1:
             raise ValueError(f"format version {self.format_version}")
 
@@ -64,7 +68,7 @@ class Meta:
 
         length, label = self.num_positions, ("label", smallest(self.num_classes))
         structure = ("structure", smallest(length), length)
-        return np.dtype([label, structure, ("tokens", smallest(self.vocab_size), 2 * length - 1)])
+        return np.dtype([label, structure, ("tokens", smallest(self.vocab_size), self.num_tokens)])
 
 
 def data_fields(config: ConfigDict) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def encode(
 
 
 def decode(meta: Meta, record: bytes) -> dict[str, np.ndarray | np.integer]:
-    """Structure [L], tokens [2L-1] and label [] of a record, in the types in which they are kept.
+    """Structure [L], tokens [heap] and label [] of a record, in the types in which they are kept.
 
     Raises ValueError for bytes of another length.
     """

@@ -44,10 +44,10 @@ class Wishes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """Samples after a stage of `num_stages`. history: of the first sample, each stage's image."""
+    """Samples after one of these stages. history: of the first sample, each stage's image."""
 
     stage: int
-    num_stages: int
+    stages: tuple[int, ...]
     class_ids: list[int | None]
     sequence: GranularitySequence
     images: UInt8[np.ndarray, "N size size 3"]
@@ -56,14 +56,14 @@ class Made:
 
     @property
     def is_last(self) -> bool:
-        return self.stage == self.num_stages - 1
+        return self.stage == self.stages[-1]
 
     @property
     def words(self) -> str:
         if self.is_last:
-            return f"{len(self.images)} made in {self.num_stages} stages."
+            return f"{len(self.images)} made in {len(self.stages)} stages."
         tokens = 2**self.stage
-        return f"Stage {self.stage} of {self.num_stages - 1}: {tokens} token{'s' * (tokens > 1)}"
+        return f"Stage {self.stage} of {self.stages[-1]}: {tokens} token{'s' * (tokens > 1)}"
 
     def picture(self) -> Picture:
         """The canvases, side by side."""
@@ -78,7 +78,7 @@ class Made:
 
     def strip(self) -> Picture:
         """The first sample, stage by stage."""
-        captions = [f"stage {stage}" for stage in range(self.num_stages)]
+        captions = [f"stage {stage}" for stage in self.stages]
         rows = [self.history, self._maps(self.sequence.structure[0])]
         return visualize.table(rows, captions, group=2)
 
@@ -95,7 +95,8 @@ class Made:
         return [str(folder / name) for name in FILES]
 
     def _maps(self, structure: Int[np.ndarray, "L"]) -> list[Picture]:
-        return visualize.structure_maps(structure, self.grid, self.stage + 1)
+        stages = self.stages[: self.stages.index(self.stage) + 1]
+        return visualize.structure_maps(structure, self.grid, stages)
 
     def _grid(self, images: UInt8[np.ndarray, "N height width 3"]) -> Picture:
         scale = -(-CELL // images.shape[2])
@@ -122,7 +123,7 @@ class Studio:
         self.config, self.most = config, most
         self.model: Model = load_model(config, workdir)
         self.size, self.grid = config.data.image_size, self.model.tokenizer.grid
-        self.num_stages = self.model.tokenizer.last_stage + 1
+        self.num_stages = self.model.tokenizer.last_stage + 1  # Of structure.
 
     def warm_up(self) -> None:
         """Does all of it once, so that no visitor has to wait for programs to be compiled."""
@@ -152,12 +153,11 @@ class Studio:
         whole_batch = (classes * self.most)[: self.most]
         history: list[Picture] = []
         every = stages(self.model, self._settings(wishes), whole_batch, seed, given, kept)
-        for stage, (sequence, images) in enumerate(every):
+        painted = self.model.tokenizer.stages
+        for stage, (sequence, images) in zip(painted, every, strict=True):
             sequence = jax.tree.map(lambda x: x[:count], sequence)
             history = [*history, images[0]]
-            yield Made(
-                stage, self.num_stages, classes, sequence, images[:count], history, self.grid
-            )
+            yield Made(stage, painted, classes, sequence, images[:count], history, self.grid)
 
     def guide(self, drawn: drawing.Picture | None, count: Any) -> Guide:
         """What a drawn map of two or four levels becomes.
@@ -171,7 +171,7 @@ class Studio:
         after = drawing.levels_after(levels, structure, self.grid, num_stages)
         changed = np.asarray([_PALE, _RED], np.uint8)[(after != levels).astype(int)]
         shown = [*(drawing.colours(count)[x] for x in (levels, after)), changed]
-        maps = visualize.structure_maps(structure, self.grid, num_stages)
+        maps = visualize.structure_maps(structure, self.grid, range(num_stages))
         captions = ["as drawn", "balanced", "what changed"]
         captions += [f"stage {stage}" for stage in range(1, num_stages)]
         words = what_became(levels, structure, self.grid, num_stages)
@@ -189,8 +189,8 @@ class Studio:
         sequence = self._sequence(image)
         tokenizer, variables = self.model.tokenizer, self.model.tokenizer_variables
         decoded = sharding.on_host(inference.stage_images_of(tokenizer, variables, sequence))
-        captions = tokenizer.captions
-        return visualize.strips(decoded, sequence.structure, self.grid, captions, image[None])
+        rest = tokenizer.captions, image[None], tokenizer.stages
+        return visualize.strips(decoded, sequence.structure, self.grid, *rest)
 
     def kept_stages(
         self, image: UInt8[np.ndarray, "size size 3"], structure_stages: Any, content_stages: Any

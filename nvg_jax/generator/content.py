@@ -60,7 +60,7 @@ class Content(nn.Module):
         structure: Int[Array, "B L"],
         stage: Int[Array, "B"],
         class_id: Int[Array, "B"],
-        canvas_scales: Float[Array, "canvases"],
+        canvas_scales: Float[Array, "scales"],
         noise: Float[Array, "B L C"] | None = None,
         deterministic: bool = True,
         guidance: Float[Array, "B"] | None = None,
@@ -78,7 +78,8 @@ class Content(nn.Module):
             share = (1.0 - stage / (sizes.last_stage + 1))[:, None, None]
             scaled = share * noise + (1.0 - share) * scaled
         else:
-            scaled = jnp.where((stage == 0)[:, None, None], self.start_canvas, scaled)
+            is_first = (stage == sizes.stages[0])[:, None, None]
+            scaled = jnp.where(is_first, self.start_canvas, scaled)
         class_token = self.class_embed(class_id)
         vector = class_token + self.stage_embed(stage)
         if sizes.guided_content:
@@ -125,7 +126,7 @@ class Content(nn.Module):
         """
         if not self.sizes.guided_content:
             return None
-        shape = (self.sizes.last_stage + 1,)
+        shape = (len(self.sizes.stages),)
         inverse = keys.uniform(image_keys, "content guidance", shape)
         return 1.0 / (inverse + (1.0 - inverse) / MAX_GUIDANCE)
 
@@ -153,14 +154,14 @@ class Content(nn.Module):
         sequence: GranularitySequence,
         canvases: Float[Array, "B canvases L C"],
         class_id: Int[Array, "B"],
-        canvas_scales: Float[Array, "canvases"],
+        canvas_scales: Float[Array, "scales"],
         noise: Float[Array, "B L C"] | None = None,
         drop_path_key: Key[Array, ""] | None = None,
         align: Align | None = None,
         stage_stride: int = 1,
         guidance: Float[Array, "B stages"] | None = None,
     ) -> dict[str, Float[Array, "stages"]]:
-        """What guides the network, at stages 0..K of every image at once (paper, Eq. 5-7).
+        """What guides the network, at all painted stages of every image at once (paper, Eq. 5-7).
 
         `final`: error of the predicted final canvas, unless the model is without one; `content`:
         cross-entropy of the tokens; `repa`: what `align` gives for the tokens that are tapped.
@@ -171,7 +172,8 @@ class Content(nn.Module):
         losses are those of the one with the class, which lies between that and the canvas without
         (guidance-free training, https://arxiv.org/abs/2501.15420).
         """
-        stages = self.sizes.last_stage + 1
+        painted = self.sizes.stages
+        stages = len(painted)
 
         def at_all(array: Array) -> Array:
             return granularity.shared_out([array] * stages, stage_stride)
@@ -179,11 +181,12 @@ class Content(nn.Module):
         structure = at_all(sequence.structure)
         inputs = granularity.shared_out([canvases[:, k] for k in range(stages)], stage_stride)
         heaps = at_all(sequence.tokens)
-        tokens = [granularity.stage_tokens(heaps[:, k], k) for k in range(stages)]
+        places = [granularity.stage_slice(stage, painted) for stage in painted]
+        tokens = [heaps[:, k, place] for k, place in enumerate(places)]
         given = {
             "canvas": granularity.flat(inputs),
             "structure": granularity.flat(structure),
-            "stage": jnp.tile(jnp.arange(stages), structure.shape[0]),
+            "stage": jnp.tile(jnp.asarray(painted), structure.shape[0]),
             "class_id": granularity.flat(at_all(class_id)),
             "canvas_scales": canvas_scales,
             "noise": None if noise is None else granularity.flat(at_all(noise)),
@@ -210,20 +213,18 @@ class Content(nn.Module):
             by_stage["final"] = jnp.mean(error, axis=(0, 2, 3))
         missing = [
             self.missing(
-                final_canvas[:, stage],
-                inputs[:, stage],
-                granularity.labels_at(structure[:, stage], stage),
+                final_canvas[:, k],
+                inputs[:, k],
+                granularity.labels_at(structure[:, k], stage),
                 2**stage,
             )
-            for stage in range(stages)
+            for k, stage in enumerate(painted)
         ]
         logits = self.token_logits(params, jnp.concatenate(missing, axis=1))
         error = optax.softmax_cross_entropy_with_integer_labels(
             logits, jnp.concatenate(tokens, axis=1)
         )
-        by_stage["content"] = jnp.stack(
-            [jnp.mean(error[:, granularity.stage_slice(stage)]) for stage in range(stages)]
-        )
+        by_stage["content"] = jnp.stack([jnp.mean(error[:, place]) for place in places])
         if align is not None:
             (tapped,) = sown["intermediates"]["stack"]["tapped"]
             by_stage["repa"] = align(rearrange(tapped[:, 1:], "(b s) l d -> b s l d", s=stages))

@@ -16,7 +16,8 @@ class Given(NamedTuple):
     sequence: holds them; what it has of later stages does not matter.
     structure_stages: how many stages, from 0 on, take their map from the sequence; 0..K + 1. (That
       of stage 0 is the same for all images.)
-    content_stages: how many take their tokens from it, at most as many as their map, or 1.
+    content_stages: how many take their tokens from it, if they are painted; at most as many as
+      their map, or 1.
     """
 
     sequence: GranularitySequence
@@ -26,7 +27,7 @@ class Given(NamedTuple):
 
 def given_structure(structure: Int[Array | np.ndarray, "B L"], stages: int) -> Given:
     """The structure of the first stages, from 0 on, and no content."""
-    no_tokens = np.zeros((len(structure), 2 * structure.shape[1] - 1), np.int32)
+    no_tokens = np.zeros((len(structure), 0), np.int32)
     return Given(GranularitySequence(structure, no_tokens), stages, 0)
 
 

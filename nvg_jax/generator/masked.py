@@ -82,7 +82,7 @@ class MaskedBits(StructureFlow):
         noise: Float[Array, "B L K"],
         guidance: Float[Array, ""] | None,
         num_steps: int,
-        kept: Int[Array, "B L"] | None = None,
+        held: Float[Array, "B L K"] | None = None,
     ) -> Float[Array, "B L K"]:
         """1 or -1 in channel `stage`, as many of both in each cluster; 0 in the others.
 
@@ -93,10 +93,8 @@ class MaskedBits(StructureFlow):
         labels, clusters = granularity.labels_at(structure, stage), 1 << stage
         half = structure.shape[-1] // (2 * clusters)
         predict = self.guided(params, canvas, structure, stage, class_id, guidance)
-        of_kept = jnp.zeros(structure.shape)
-        if kept is not None:
-            of_kept = jnp.where(kept < 0, 0.0, embedding(kept, num_bits)[..., stage])
-        bits = of_kept
+        of_held = jnp.zeros(structure.shape) if held is None else held[..., stage]
+        bits = of_held
         for number in range(1, num_steps + 1):
             is_free = bits == 0
             logits = predict(_shown(structure, stage, bits), jnp.mean(is_free, axis=1))[..., stage]
@@ -105,7 +103,7 @@ class MaskedBits(StructureFlow):
             rank = granularity.rank_in_cluster(value, labels, clusters)
             decided = half - jnp.int32(half * math.cos(0.5 * math.pi * number / num_steps))
             bits = (rank < decided).astype(jnp.float32) - (rank >= 2 * half - decided)
-            bits = jnp.where(of_kept == 0, bits, of_kept)
+            bits = jnp.where(of_held == 0, bits, of_held)
         return bits[..., None] * jax.nn.one_hot(stage, num_bits)
 
 

@@ -40,7 +40,7 @@ class MeanFlow(StructureFlow):
 
         Logistic-normal; half of them are of no length, and none ends after its start.
         """
-        splits = self.sizes.last_stage - 1
+        splits = len(self.sizes.splits)
         drawn = jax.nn.sigmoid(keys.normal(image_keys, "flow time", (splits, 2)) - 0.4)
         start, end = jnp.max(drawn, axis=-1), jnp.min(drawn, axis=-1)
         is_point = keys.normal(image_keys, "no interval", (splits,)) > 0
@@ -57,13 +57,13 @@ class MeanFlow(StructureFlow):
         drop_path_key: Key[Array, ""] | None = None,
         stage_stride: int = 1,
     ) -> Float[Array, "splits"]:
-        """Error of the mean velocity at stages 0..K-2, from the true canvas after each.
+        """Error of the mean velocity at `sizes.splits`, from the true canvas after each.
 
         The value is the mean square; its gradient is that of the mean square of each example over
         itself, held constant. Arguments as of `StructureFlow.loss`.
         """
         noise, times = self.noise(image_keys), self.times(image_keys)
-        splits = self.sizes.last_stage - 1
+        splits = len(self.sizes.splits)
         examples = self.examples(sequence, canvases, class_id, noise, stage_stride)
         times, share = (
             self.at_stages(jnp.unstack(x, axis=1), stage_stride)
@@ -114,7 +114,7 @@ class MeanFlow(StructureFlow):
         noise: Float[Array, "B L K"],
         guidance: Float[Array, ""] | None,
         num_steps: int,
-        kept: Int[Array, "B L"] | None = None,
+        held: Float[Array, "B L K"] | None = None,
     ) -> Float[Array, "B L K"]:
         """As of `StructureFlow`, in one pass a step. guidance: at most MAX_GUIDANCE."""
         guidance = jnp.float32(1) if guidance is None else guidance
@@ -135,7 +135,7 @@ class MeanFlow(StructureFlow):
                 more=jax.tree.map(of_all, more),
             )
 
-        return self.solve(velocity, structure, stage, noise, num_steps, kept)
+        return self.solve(velocity, structure, stage, noise, num_steps, held)
 
 
 def _scaled(guidance: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -73,6 +73,11 @@ def build_generator(config: ConfigDict) -> Generator:
     if config.method != "nvg":
         raise UserError(f"config.method={config.method}: this is for the method nvg alone")
     tokenizer, model = build_tokenizer(config), config.generator.model
+    if model.structure == "masked" and len(tokenizer.stages) <= tokenizer.last_stage:
+        raise UserError(
+            f"config.stages={tokenizer.stages}: masked bits tell nothing of later stages: leave it "
+            "empty, as ()"
+        )
     return Generator(
         Sizes(
             content=stack_sizes(config, "content", tokenizer.last_stage),
@@ -87,6 +92,7 @@ def build_generator(config: ConfigDict) -> Generator:
             predict_final_canvas=model.predict_final_canvas,
             noised_canvas=model.noised_canvas,
             known_structure=model.known_structure,
+            ladder=tokenizer.ladder,
         )
     )
 

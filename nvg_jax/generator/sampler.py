@@ -1,15 +1,16 @@
 """Sampling: content and structure in turn, stage by stage (paper, Sec. 3.3, 4.1).
 
-`stages` is the method's loop, in Python. What it calls is compiled once for each tokenizer,
-generator, batch size and number of steps, but for the drawing of tokens: stage k has 2^k rows of
-logits, so that it is compiled for each of the large stages; those of up to SHARED_ROWS tokens share
-a program.
+`stages` is the method's loop over the painted stages, in Python. What it calls is compiled once for
+each tokenizer, generator, batch size and number of steps, but for the drawing of tokens: stage k
+has 2^k rows of logits, so that it is compiled for each of the large stages; those of up to
+SHARED_ROWS tokens share a program.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,7 +24,8 @@ from nvg_jax.generator import content
 from nvg_jax.generator.given import Given, Kept
 from nvg_jax.generator.guidance import guide, with_no_class
 from nvg_jax.generator.model import Generator
-from nvg_jax.generator.settings import Settings, ramp, top_p_at
+from nvg_jax.generator.settings import Settings
+from nvg_jax.generator.structure import embedding
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.sharding import split_batch
 from nvg_jax.tokenizer.model import Tokenizer, canvas_scales
@@ -85,43 +87,46 @@ def stages(
     given: Given | None = None,
     kept: Kept | None = None,
 ) -> Iterator[State]:
-    """As `sample`, stage by stage: the state after each of the stages 0..K has been painted."""
+    """As `sample`, stage by stage: the state after each that is painted."""
+    painted = generator.sizes.stages
     last_stage, params = generator.sizes.last_stage, generator_variables["params"]
     scales = canvas_scales(tokenizer_variables)
     sequence, structure_given, content_given = given or (None, 0, 0)
     runs = settings.structure_stages or range(last_stage)
     state, scores = _start(generator, class_id, image_keys, noise, kept), None
-    for stage in range(last_stage + 1):
-        number = np.int32(stage)  # As an argument of programs that serve all stages.
+    # NumPy's numbers are arguments of programs that serve all stages.
+    for before, stage in itertools.pairwise((0, *painted)):
+        is_due = scores is None or before in runs
+        for split in range(before, stage):
+            if split + 1 < structure_given:
+                state = _give_structure(state, sequence.structure, np.int32(split))
+            elif split == last_stage - 1:  # Only names the two positions of each pair.
+                state = _split(state, state.noise, np.int32(split))
+            else:
+                if is_due:
+                    guidance = settings.guidance("structure", before, last_stage)
+                    at = np.int32(before), None if split == before else np.int32(split), guidance
+                    steps, of_structure = settings.flow_steps, params["structure"]
+                    scores, is_due = _scores(generator, steps, of_structure, state, *at), False
+                state = _split(state, scores, np.int32(split), settings.gumbel_split)
+        number, start = np.int32(stage), granularity.stage_slice(stage, painted).start
         if stage < content_given:
-            tokens = _given_tokens(sequence.tokens, number)
+            tokens = _given_tokens(sequence.tokens, np.int32(start), 2**last_stage)
         else:
-            guidance = _guidance(settings.content_guidance, stage, last_stage)
+            guidance = settings.guidance("content", stage, last_stage)
             passes = 1 if guidance is None or generator.sizes.guided_content else 2
             missing, drawing = _missing(
                 generator, passes, params["content"], state, number, scales, guidance
             )
             rows = min(max(2**stage, SHARED_ROWS), 2**last_stage)
-            how = guidance, *_bounds(settings, stage, last_stage)
+            how = guidance, *settings.bounds(stage, last_stage)
             tokens = _draw_tokens(
                 generator, rows, settings.top_k, params["content"], missing, drawing, *how
             )
             if kept:
                 tokens = _keep_tokens(tokenizer, tokenizer_variables, state, tokens, number)
-        state = _paint(tokenizer, tokenizer_variables, state, tokens, number)
+        state = _paint(tokenizer, tokenizer_variables, state, tokens, number, np.int32(start))
         yield state
-        if stage == last_stage:
-            return
-        if stage + 1 < structure_given:
-            state = _give_structure(state, sequence.structure, number)
-        elif stage < last_stage - 1:
-            if scores is None or stage in runs:
-                guidance = _guidance(settings.structure_guidance, stage, last_stage)
-                steps, of_structure = settings.flow_steps, params["structure"]
-                scores = _scores(generator, steps, of_structure, state, number, guidance)
-            state = _split(state, scores, number, settings.gumbel_split)
-        else:  # The last split only names the two positions of each pair.
-            state = _split(state, state.noise, number)
 
 
 @functools.partial(jax.jit, static_argnames="generator")
@@ -138,25 +143,9 @@ def _start(
     structure = jnp.zeros((batch, sizes.num_positions), jnp.int32)
     noise = generator.structure.noise(image_keys) if noise is None else noise
     canvas_noise = generator.content.noise(image_keys)
-    tokens = jnp.zeros((batch, 2 * sizes.num_positions - 1), jnp.int32)
+    tokens = jnp.zeros((batch, granularity.num_tokens(sizes.stages)), jnp.int32)
     arrays = jax.tree.map(split_batch, (noise, canvas_noise, canvas, structure, tokens))
     return State(class_id, image_keys, *arrays, kept)
-
-
-def _guidance(pair: tuple[float, float], stage: int, last_stage: int) -> np.float32 | None:
-    """As `ramp`; None for 1, which needs no second pass without the class."""
-    guidance = ramp(pair, stage, last_stage)
-    return None if guidance == 1 else np.float32(guidance)
-
-
-def _bounds(
-    settings: Settings, stage: int, last_stage: int
-) -> tuple[np.float32 | None, np.float32 | None]:
-    """The temperature, None for 0, and top-p, None where all is drawn from."""
-    temperature = np.float32(settings.temperature) if settings.temperature else None
-    if settings.top_p == (1.0, 1.0):
-        return temperature, None
-    return temperature, np.float32(top_p_at(settings.top_p, stage, last_stage))
 
 
 @functools.partial(jax.jit, static_argnames=("generator", "passes"))
@@ -166,7 +155,7 @@ def _missing(
     params: Variables,
     state: State,
     stage: Stage,
-    scales: Float[Array, "canvases"],
+    scales: Float[Array, "scales"],
     guidance: Number | None,
 ) -> tuple[Float[Array, "passes B L C"], Key[Array, "B"]]:
     """What is missing in each cluster, with the class and in a second pass without it, and the keys
@@ -215,11 +204,12 @@ def _draw_tokens(
     return jnp.pad(tokens, ((0, 0), (0, generator.sizes.num_positions - rows)))
 
 
-@jax.jit
-def _given_tokens(heap: Int[Array | np.ndarray, "B heap"], stage: Stage) -> Int[Array, "B L"]:
-    """The tokens of a stage, of which the first 2^stage count."""
-    length = (heap.shape[1] + 1) // 2
-    return jax.lax.dynamic_slice_in_dim(heap, (1 << stage) - 1, length, axis=1)
+@functools.partial(jax.jit, static_argnames="length")
+def _given_tokens(
+    heap: Int[Array | np.ndarray, "B heap"], start: Stage, length: int
+) -> Int[Array, "B {length}"]:
+    """The tokens from a stage's first on, of which the first 2^stage count."""
+    return jax.lax.dynamic_slice_in_dim(heap, start, length, axis=1)
 
 
 @functools.partial(jax.jit, static_argnames="tokenizer")
@@ -247,14 +237,15 @@ def _paint(
     state: State,
     tokens: Int[Array, "B L"],
     stage: Stage,
+    start: Stage,
 ) -> State:
-    """With what the stage adds to the canvas and to the heap.
+    """With what the stage adds to the canvas and, from `start` on, to the heap.
 
     What stands in the heap after the stage's 2^stage tokens is overwritten by the next stage.
     """
     labels = granularity.labels_at(state.structure, stage)
     brush = tokenizer.apply(variables, tokens, labels, stage, method=Tokenizer.brush)
-    heap = jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, (1 << stage) - 1, axis=1)
+    heap = jax.lax.dynamic_update_slice_in_dim(state.tokens, tokens, start, axis=1)
     return state._replace(canvas=state.canvas + brush, tokens=heap)
 
 
@@ -265,12 +256,22 @@ def _scores(
     params: Variables,
     state: State,
     stage: Stage,
+    decided: Stage | None,
     guidance: Number | None,
 ) -> Float[Array, "B L K"]:
-    """As the structure generator's `scores`."""
+    """As the structure generator's `scores`; it holds what is kept, and what is decided already.
+
+    decided: the first splits, where there are more of them than the stage knows.
+    """
     given = (state.canvas, state.structure, stage, state.class_id, state.noise, guidance)
-    structure = state.kept and state.kept.structure
-    return generator.structure.scores(params, *given, num_steps, structure)
+    held = None
+    if state.kept:
+        structure = state.kept.structure
+        held = jnp.where(structure[..., None] < 0, 0.0, embedding(structure, state.noise.shape[-1]))
+    if decided is not None:
+        bits = embedding(state.structure, decided)
+        held = bits if held is None else jnp.where(bits == 0, held, bits)
+    return generator.structure.scores(params, *given, num_steps, held)
 
 
 @functools.partial(jax.jit, static_argnames="is_drawn")

@@ -20,7 +20,7 @@ class Settings:
     top_p: probability mass to draw from, falling as the geometric spacing of the stages grows.
     flow_steps: steps of each run of the structure generator.
     structure_stages: stages at which it runs; empty is all, as in the paper. A stage between takes
-        its split from what the last run has foreseen for it.
+        its split from what the last run has foreseen for it, as do stages that are not painted.
     gumbel_split: whether the halves of a split are drawn, instead of taking the top half.
     """
 
@@ -43,6 +43,18 @@ class Settings:
         values = {field.name: config[field.name] for field in dataclasses.fields(cls)}
         # A config that was read from JSON has lists.
         return cls(**{name: tuple(x) if isinstance(x, list) else x for name, x in values.items()})
+
+    def guidance(self, name: str, stage: int, last_stage: int) -> np.float32 | None:
+        """Of 'content' or 'structure', as `ramp`; None for 1, which needs no second pass."""
+        guidance = ramp(getattr(self, f"{name}_guidance"), stage, last_stage)
+        return None if guidance == 1 else np.float32(guidance)
+
+    def bounds(self, stage: int, last_stage: int) -> tuple[np.float32 | None, np.float32 | None]:
+        """The temperature, None for 0, and top-p, None where all is drawn from."""
+        temperature = np.float32(self.temperature) if self.temperature else None
+        if self.top_p == (1.0, 1.0):
+            return temperature, None
+        return temperature, np.float32(top_p_at(self.top_p, stage, last_stage))
 
 
 def ramp(pair: tuple[float, float], stage: int, last_stage: int) -> float:

@@ -43,6 +43,7 @@ class Sizes:
 
     structure_generator: how structure is generated, a name in `model.STRUCTURE_GENERATORS`.
     guided_content: whether the content network takes the guidance as an input.
+    ladder: the stages that are painted, those of the tokenizer; empty is all.
 
     The switches are the ablations of the paper's Table 3, set to the full method:
     structure_rope: whether RoPE tells the blocks which cluster a position belongs to.
@@ -66,6 +67,7 @@ class Sizes:
     predict_final_canvas: bool = True
     noised_canvas: bool = False
     known_structure: bool = True
+    ladder: tuple[int, ...] = ()
 
     @property
     def num_positions(self) -> int:
@@ -74,6 +76,21 @@ class Sizes:
     @property
     def last_stage(self) -> int:
         return granularity.last_stage(self.num_positions)
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Those that are painted, at each of which the content generator runs."""
+        return granularity.painted_stages(self.ladder, self.last_stage)
+
+    @property
+    def splits(self) -> dict[int, int]:
+        """The stages at which the structure generator runs, and how many are painted by then.
+
+        It runs after each painted stage up to K - 2, and at stage 0 on the empty canvas if that is
+        not painted.
+        """
+        stages = sorted({0, *self.stages} & set(range(self.last_stage - 1)))
+        return {stage: sum(painted <= stage for painted in self.stages) for stage in stages}
 
     @property
     def architecture(self) -> str:
@@ -92,7 +109,7 @@ class Sizes:
             f"generator(depth {content.depth}, content {content.width} x {content.num_heads} "
             f"heads, structure {structure.width} x {structure.num_heads} heads, "
             f"{self.num_positions} positions x {self.latent_channels}, codebook {self.vocab_size}, "
-            f"{self.num_classes} classes{differences})"
+            f"{self.num_classes} classes{differences}{granularity.ladder_in_words(self.stages)})"
         )
 
     def begun_as(self, architecture: str) -> Sizes:

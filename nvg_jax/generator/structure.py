@@ -117,7 +117,7 @@ class StructureFlow(nn.Module):
     @nn.nowrap
     def times(self, image_keys: Key[Array, "B"]) -> Float[Array, "B splits"]:
         """Training's flow time of each image and stage, logistic-normal."""
-        shape = (self.sizes.last_stage - 1,)
+        shape = (len(self.sizes.splits),)
         return jax.nn.sigmoid(keys.normal(image_keys, "flow time", shape))
 
     @nn.nowrap
@@ -133,7 +133,7 @@ class StructureFlow(nn.Module):
         time: Float[Array, "B splits"] | None = None,
         stage_stride: int = 1,
     ) -> Float[Array, "splits"]:
-        """Error of the predicted structure at stages 0..K-2, from the true canvas after each.
+        """Error of the predicted structure at `sizes.splits`, from the true canvas after each.
 
         The noise and the times of an image are drawn with its key, unless they are given.
         drop_path_key: when training. stage_stride: as in `granularity.shared_out`.
@@ -163,18 +163,18 @@ class StructureFlow(nn.Module):
         stage_stride: int,
     ) -> Examples:
         """What images are trained on, given as to `loss`."""
-        last_stage, splits = self.sizes.last_stage, self.sizes.last_stage - 1
+        splits = self.sizes.splits
 
         def at_all(array: Array) -> Array:
-            return self.at_stages([array] * splits, stage_stride)
+            return self.at_stages([array] * len(splits), stage_stride)
 
         structure = at_all(sequence.structure)
-        stage = jnp.tile(jnp.arange(splits), len(structure) // splits)
-        bits = embedding(structure, last_stage)
+        stage = jnp.tile(jnp.asarray(list(splits)), len(structure) // len(splits))
+        bits = embedding(structure, self.sizes.last_stage)
         # On known channels noise and data agree at all times.
         noise = jnp.where(self._known(stage)[:, None], bits, at_all(noise))
         inputs = {
-            "canvas": self.at_stages([canvases[:, k + 1] for k in range(splits)], stage_stride),
+            "canvas": self.at_stages([canvases[:, k] for k in splits.values()], stage_stride),
             "structure": structure,
             "stage": stage,
             "class_id": at_all(class_id),
@@ -189,7 +189,7 @@ class StructureFlow(nn.Module):
     @nn.nowrap
     def by_stage(self, losses: Float[Array, "N"]) -> Float[Array, "splits"]:
         """The mean of the examples' losses at each stage."""
-        return jnp.mean(rearrange(losses, "(g s) -> g s", s=self.sizes.last_stage - 1), axis=0)
+        return jnp.mean(rearrange(losses, "(g s) -> g s", s=len(self.sizes.splits)), axis=0)
 
     @nn.nowrap
     def scores(
@@ -202,21 +202,21 @@ class StructureFlow(nn.Module):
         noise: Float[Array, "B L K"],
         guidance: Float[Array, ""] | None,
         num_steps: int,
-        kept: Int[Array, "B L"] | None = None,
+        held: Float[Array, "B L K"] | None = None,
     ) -> Float[Array, "B L K"]:
         """How much each position belongs to the upper half of its cluster, in about [-1, 1].
 
         Channel `stage` is what this stage's split needs; those after it look ahead to the splits of
         later stages, before their content is known. By Euler steps from noise to structure.
         guidance: moves the velocity away from that of no class; None leaves it, in half the time.
-        kept: structure of positions that keep theirs, -1 at the others.
+        held: the structure embedding where it is to stay as it is, and 0 elsewhere.
         """
         predict = self.guided(params, canvas, structure, stage, class_id, guidance)
 
         def velocity(state: Array, time: Array, _: Array) -> Array:
             return predict(state, jnp.full(class_id.shape, time))
 
-        return self.solve(velocity, structure, stage, noise, num_steps, kept)
+        return self.solve(velocity, structure, stage, noise, num_steps, held)
 
     @nn.nowrap
     def guided(
@@ -260,12 +260,12 @@ class StructureFlow(nn.Module):
         stage: Int[Array, ""],
         noise: Float[Array, "B L K"],
         num_steps: int,
-        kept: Int[Array, "B L"] | None = None,
+        held: Float[Array, "B L K"] | None = None,
     ) -> Float[Array, "B L K"]:
-        """Goes from noise to structure, holding the channels that are known, and the positions.
+        """Goes from noise to structure, holding the channels that are known, and what is held.
 
         velocity: of the state at a time, on the way from there to a next time.
-        kept: as of `scores`; what they hold is on the straight way from their noise.
+        held: as of `scores`; it is on the straight way from its noise.
         """
         known, bits = self._known(stage), embedding(structure, stage)
         times = jnp.asarray(flow_times(num_steps, self.sizes.num_positions), jnp.float32)
@@ -273,9 +273,9 @@ class StructureFlow(nn.Module):
         def step(state: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
             time, next_time = interval
             state += (next_time - time) * velocity(state, time, next_time)
-            if kept is not None:
-                held = next_time * noise + (1.0 - next_time) * embedding(kept, noise.shape[-1])
-                state = jnp.where(kept[..., None] < 0, state, held)
+            if held is not None:
+                on_the_way = next_time * noise + (1.0 - next_time) * held
+                state = jnp.where(held == 0, state, on_the_way)
             return jnp.where(known, bits, state), None
 
         start = jnp.where(known, bits, noise)

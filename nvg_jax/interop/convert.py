@@ -40,6 +40,10 @@ def convert(config: ConfigDict, tokenizer: str, generator: str, output: str) -> 
     """
     if not tokenizer and not generator:
         raise UserError("nothing to convert: give --tokenizer, --generator or both")
+    if config.stages:
+        raise UserError(
+            f"config.stages={config.stages}: released models paint all: leave it empty, as ()"
+        )
     targets = {name: epath.Path(output) / name for name in ("tokenizer", "generator")}
     if not generator:
         del targets["generator"]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import files, hardware, hlo, sharding, units
+from nvg_jax import files, granularity, hardware, hlo, sharding, units
 from nvg_jax.ahead_of_time import Compiled, compile_step, largest_that_fits, topology_devices
 from nvg_jax.data import pipeline
 from nvg_jax.frozen import weights
@@ -179,10 +179,11 @@ def abstract_arguments(
     def array(*shape: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
 
-    side, length = config.data.image_size, task.tokenizer.num_positions
+    side, tokenizer = config.data.image_size, task.tokenizer
     batch = {"label": array()}
     if task.name == "generator" and config.token_cache.directory:
-        batch |= {"structure": array(length), "tokens": array(2 * length - 1)}
+        num_tokens = granularity.num_tokens(tokenizer.stages)
+        batch |= {"structure": array(tokenizer.num_positions), "tokens": array(num_tokens)}
     else:
         batch |= {"image": array(side, side, 3, dtype=jnp.float32)}
     key = jax.ShapeDtypeStruct((), jax.random.key(0).dtype, sharding=whole)

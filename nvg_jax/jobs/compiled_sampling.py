@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.extend import core
 from ml_collections import ConfigDict
 
-from nvg_jax import hardware, sharding, units
+from nvg_jax import granularity, hardware, sharding, units
 from nvg_jax.ahead_of_time import Compiled, compile_program
 from nvg_jax.generator import sampler
 from nvg_jax.generator.given import given_structure
@@ -170,9 +170,11 @@ class _Programs:
         def images(variables: Any, sequence: Any) -> Any:
             return inference.images_of(self._tokenizer, variables[0], sequence)
 
-        length = self._tokenizer.num_positions
+        num_tokens = granularity.num_tokens(self._tokenizer.stages)
         start = array(), array(dtype=jax.random.key(0).dtype)
-        sequences = GranularitySequence(array((length,)), array((2 * length - 1,)))
+        sequences = GranularitySequence(
+            array((self._tokenizer.num_positions,)), array((num_tokens,))
+        )
         whole = self._trace(sequence, *start)
         content = whole & self._trace(with_structure, *start, sequences.structure)
         return {

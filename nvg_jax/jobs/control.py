@@ -27,9 +27,10 @@ def control(config: ConfigDict, workdir: str) -> epath.Path | None:
     """Writes `stages.png` in a new folder `control/`, which process 0 returns: a picture as the
     paper's Figure 8.
 
-    Column j keeps the first j stages of the reference, j = 0..K + 1: in the upper half of the
-    samples only their structure, in the lower half structure and content. The rows of each half
-    are the requested classes, each with noise of its own. Above them the reference after j stages.
+    Each column keeps what the reference has before a painted stage, and the last all of it: in the
+    upper half of the samples only the structure of these first stages, in the lower half structure
+    and content. The rows of each half are the requested classes, each with noise of its own. Above
+    them the reference after these stages.
 
     Raises:
       UserError: no reference, or one that `given.named_image` refuses; a map.
@@ -51,7 +52,7 @@ def control(config: ConfigDict, workdir: str) -> epath.Path | None:
     decoded = inference.stage_images_of(model.tokenizer, model.tokenizer_variables, reference)
     stages = sharding.on_host(decoded)[0]
     settings, batch_size = sampling_settings(config), config.sampling.batch_size
-    counts = range(len(stages) + 1)
+    counts = (0, *(stage + 1 for stage in model.tokenizer.stages))
     halves = {"structure": [], "structure\nand content": []}
     for keep_content, columns in enumerate(halves.values()):
         for count in track(counts, "stages kept", unit="stage"):

@@ -57,9 +57,9 @@ def edit(config: ConfigDict, workdir: str) -> epath.Path | None:
     if jax.process_index() > 0:
         return None
     masks = [np.uint8(255 * np.repeat(x, 3, axis=-1)) for x in (share, free.reshape(*grid, 1))]
-    stages = min(SHOWN_STAGE, model.tokenizer.last_stage) + 1
+    shown = (min(SHOWN_STAGE, model.tokenizer.last_stage),)
     structures = np.concatenate([structure, first[0].structure[:SHOWN]])
-    maps = [visualize.structure_maps(each, grid, stages)[-1] for each in structures]
+    maps = [visualize.structure_maps(each, grid, shown)[0] for each in structures]
     rows = [[original, masks[0], *made[:SHOWN]], [maps[0], masks[1], *maps[1:]]]
     captions = ["image", "edited part", *(f"variant {n}" for n in range(1, len(maps)))]
     with files.new_folder(f"{workdir}/edited") as folder:

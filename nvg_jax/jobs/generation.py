@@ -225,7 +225,8 @@ def write_samples(config: ConfigDict, workdir: str, for_job: str) -> epath.Path 
     images = collect(itertools.chain([first], batches), len(class_ids))
     few = jax.tree.map(lambda x: x[:4], first[0])
     stage_images = sharding.on_host(inference.stage_images_of(tokenizer, variables, few))
-    strips = visualize.strips(stage_images, few.structure, tokenizer.grid, tokenizer.captions)
+    rest = tokenizer.captions, None, tokenizer.stages
+    strips = visualize.strips(stage_images, few.structure, tokenizer.grid, *rest)
     if jax.process_index() > 0:
         return None
     with files.new_folder(f"{workdir}/samples") as folder:

@@ -67,10 +67,11 @@ def check(config: ConfigDict, job: str = "") -> None:
     )
     if config.pretrained:
         pretrained.folder(config.pretrained, config.frozen.directory)
+    if config.method != "nvg":
+        check_baseline(config, job)
     # Its sizes go together with those of the tokenizer.
     sizes = METHODS[config.method].build_generator(config).sizes
     if config.method != "nvg":
-        check_baseline(config, job)
         return
     with_structure = Annotated[int, Field(ge=0, lt=max(sizes.last_stage - 1, 1))]
     given = Annotated[int, Field(ge=0, le=sizes.last_stage + 1)]
@@ -80,6 +81,12 @@ def check(config: ConfigDict, job: str = "") -> None:
         "structure_stability.shifts": tuple[Annotated[int, Field(ge=0, lt=sizes.grid[1])], ...],
     }
     allowed.check(config, "config", bounds)
+    if sizes.ladder and set(config.sampling.structure_stages) - set(sizes.splits):
+        raise UserError(
+            f"config.sampling.structure_stages={config.sampling.structure_stages}: with config."
+            f"stages={sizes.stages} the structure generator runs at {tuple(sizes.splits)}: choose "
+            "among these"
+        )
 
 
 def class_bounds(num_classes: int) -> dict[str, Any]:

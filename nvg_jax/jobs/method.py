@@ -44,6 +44,7 @@ OWN_METRICS = ("structure_miou", "segments", "guided_iou", "variation", "structu
 OWN_METRICS += ("structure_stability",)
 OF_TOKENS = ("codebook_usage",)
 OWN_VALUES = {
+    "stages": (),
     "pretrained": "",
     "token_cache.directory": "",
     "tokenizer.model.clustering": "greedy",
@@ -75,6 +76,7 @@ def check_baseline(config: ConfigDict, job: str = "") -> None:
         )
     for name, wanted in OWN_VALUES.items():
         value = functools.reduce(getattr, name.split("."), config)
+        value = tuple(value) if isinstance(value, list) else value  # As JSON has it.
         if value != wanted:
             raise UserError(
                 f"config.{name}={value!r} is for the method nvg: leave it {wanted!r} with "

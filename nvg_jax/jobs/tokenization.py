@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from nvg_jax import files, keys, lock, pixels, sharding
+from nvg_jax import files, granularity, keys, lock, pixels, sharding
 from nvg_jax.data import pipeline, token_cache, token_records
 from nvg_jax.data.stream import Batch, Order
 from nvg_jax.errors import Preempted, UserError
@@ -81,6 +81,7 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
         architecture=tokenizer.architecture,
         fingerprint=token_cache.fingerprint(variables, tokenizer.precision),
         num_positions=tokenizer.num_positions,
+        num_tokens=granularity.num_tokens(tokenizer.stages),
         vocab_size=tokenizer.vocab_size,
         num_images=pipeline.num_examples(config.data, config.data.train_split),
         num_crops=1 if pipeline.has_one_crop(config.data) else settings.num_crops,

@@ -33,6 +33,7 @@ class Tokenizer(nn.Module):
     norm_groups: of channels that are normalised together. With a channel in each, an image's
     brightness has to be smuggled past the normalisation, as a bright blob at a fixed place.
     clustering: where structure comes from, a name in `clustering.CLUSTERINGS`.
+    ladder: the stages that are painted, as `granularity.painted_stages` takes them; empty is all.
     precision: of the autoencoder's convolutions, as in `precision.conv_precision`. Quantization is
     exact on every device.
     """
@@ -46,6 +47,7 @@ class Tokenizer(nn.Module):
     norm_groups: int = 32
     clustering: str = "greedy"
     precision: str = "tensorfloat32"
+    ladder: tuple[int, ...] = ()
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -62,24 +64,30 @@ class Tokenizer(nn.Module):
         return granularity.last_stage(self.num_positions)
 
     @property
+    def stages(self) -> tuple[int, ...]:
+        """Those that are painted."""
+        return granularity.painted_stages(self.ladder, self.last_stage)
+
+    @property
     def captions(self) -> list[str]:
-        """Of each stage, in pictures."""
-        return [f"stage {k}\n{2**k} token{'s' if k else ''}" for k in range(self.last_stage + 1)]
+        """Of each painted stage, in pictures."""
+        return [f"stage {k}\n{2**k} token{'s' if k else ''}" for k in self.stages]
 
     @nn.nowrap
     def by_stage(self, tokens: Int[Array, "B heap"]) -> list[Int[Array, "B _"]]:
-        """The tokens of each stage, from 0 on."""
-        return granularity.by_stage(tokens)
+        """The tokens of each painted stage."""
+        return granularity.by_stage(tokens, self.stages)
 
     @property
     def architecture(self) -> str:
         """What a checkpoint has to agree with, in one line."""
         multipliers = ",".join(map(str, self.multipliers))
         clustering = "" if self.clustering == "greedy" else f", {self.clustering} clustering"
+        stages = granularity.ladder_in_words(self.stages)
         return (
             f"tokenizer(image {self.image_size}, width {self.width} x ({multipliers}), "
             f"{self.num_blocks} blocks, {self.norm_groups} groups, {self.num_positions} positions "
-            f"x {self.latent_channels}, codebook {self.vocab_size}{clustering})"
+            f"x {self.latent_channels}, codebook {self.vocab_size}{clustering}{stages})"
         )
 
     @nn.nowrap
@@ -95,7 +103,7 @@ class Tokenizer(nn.Module):
 
     @nn.nowrap
     def make_quantizer(self) -> Quantizer:
-        return Quantizer(self.vocab_size, self.latent_channels, self.grid)
+        return Quantizer(self.vocab_size, self.latent_channels, self.grid, self.ladder)
 
     def __call__(
         self,
@@ -128,7 +136,7 @@ class Tokenizer(nn.Module):
         return latent, sharding.by_device(cluster, latent)
 
     def canvases(self, sequence: GranularitySequence) -> Float[Array, "B canvases L C"]:
-        """The canvases before each stage and after the last one."""
+        """The canvases before each painted stage and after the last one."""
         return self.quantizer.canvases(sequence)
 
     def brush(
@@ -150,8 +158,9 @@ class Tokenizer(nn.Module):
         return self.decoder(rearrange(canvas, "b (h w) c -> b h w c", h=height, w=width))
 
 
-def canvas_scales(variables: Any) -> Float[Array | np.ndarray, "canvases"]:
-    """1 / std of each canvas, as the variables of a tokenizer hold them."""
+def canvas_scales(variables: Any) -> Float[Array | np.ndarray, "scales"]:
+    """1 / std of the canvas before each stage and after the last, as a tokenizer's variables hold
+    them."""
     return variables["stats"]["quantizer"]["canvas_scales"]
 
 
@@ -185,7 +194,8 @@ def build_tokenizer(
         norm_groups=model.norm_groups,
         clustering=model.clustering,
         precision=model.precision,
+        ladder=tuple(config.stages),
         **options,
     )
-    _ = tokenizer.last_stage  # Raises if the positions are not a power of two.
+    _ = tokenizer.stages  # Raises if the positions are not a power of two, or these do not fit.
     return tokenizer

@@ -16,11 +16,11 @@ from nvg_jax.granularity import GranularitySequence
 class Quantized(NamedTuple):
     """What quantizing a batch of latents gives.
 
-    tokens: the contents of all stages as a heap.
+    tokens: the contents of the painted stages as a heap.
     latent: the quantized latent, with the straight-through gradient to the encoder.
-    canvases: what has been painted before each stage, and after the last: `canvases[:, 0]` is zero
-        and `canvases[:, K + 1]` the quantized latent.
-    loss: commitment and codebook loss, mean over stages.
+    canvases: what has been painted before each of these stages, and after the last:
+        `canvases[:, 0]` is zero and `canvases[:, -1]` the quantized latent.
+    loss: commitment and codebook loss, mean over these stages.
     """
 
     tokens: Int[Array, "B heap"]
@@ -32,14 +32,17 @@ class Quantized(NamedTuple):
 class Quantizer(nn.Module):
     """A codebook shared by all stages and one refiner a stage, `phi_k(h) = h + conv3x3_k(h) / 2`.
 
-    The collection `stats` holds `canvas_scales [K + 2]`, 1 / std of each canvas, with which the
-    generator sees canvases of unit variance: ones until they are measured on data. The zero canvas
-    before stage 0 has scale 1.
+    The collection `stats` holds `canvas_scales [K + 2]`, 1 / std of the canvas before each stage
+    and after the last, with which the generator sees canvases of unit variance: ones until they are
+    measured on data. The zero canvas before the first painted stage has scale 1.
+
+    ladder: the stages that are painted; empty is all. What is kept of the others is never used.
     """
 
     vocab_size: int
     channels: int
     grid: tuple[int, int]
+    ladder: tuple[int, ...] = ()
 
     def setup(self) -> None:
         stages = self.last_stage + 1
@@ -61,6 +64,11 @@ class Quantizer(nn.Module):
     def last_stage(self) -> int:
         return granularity.last_stage(self.grid[0] * self.grid[1])
 
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Those that are painted."""
+        return granularity.painted_stages(self.ladder, self.last_stage)
+
     def refine(
         self, painted: Float[Array, "B L C"], stage: int | Int[Array, ""]
     ) -> Float[Array, "B L C"]:
@@ -78,8 +86,8 @@ class Quantizer(nn.Module):
         return refined.reshape(painted.shape)
 
     def by_stage(self, tokens: Int[Array, "B heap"]) -> list[Int[Array, "B _"]]:
-        """The tokens of each stage."""
-        return granularity.by_stage(tokens)
+        """The tokens of each painted stage."""
+        return granularity.by_stage(tokens, self.stages)
 
     def mean(
         self, values: Float[Array, "B L C"], structure: Int[Array, "B L"], stage: int
@@ -112,7 +120,7 @@ class Quantizer(nn.Module):
         batch = sequence.tokens.shape[0]
         canvas = jnp.zeros((batch, self.grid[0] * self.grid[1], self.channels))
         canvases = [canvas]
-        for stage, tokens in enumerate(self.by_stage(sequence.tokens)):
+        for stage, tokens in zip(self.stages, self.by_stage(sequence.tokens), strict=True):
             painted = self.paint(self.codebook[tokens], sequence.structure, stage)
             canvas = canvas + self.refine(painted, stage)
             canvases.append(canvas)
@@ -133,7 +141,7 @@ class Quantizer(nn.Module):
         """
         canvas = jnp.zeros_like(latent)
         tokens, canvases, loss = [], [canvas], 0.0
-        for stage in range(self.last_stage + 1):
+        for stage in self.stages:
             mean = self.mean(latent - canvas, structure, stage)
             distance = self._squared_distance(mean)
             code = jnp.argmin(distance, axis=-1)
@@ -149,7 +157,7 @@ class Quantizer(nn.Module):
             tokens=jnp.concatenate(tokens, axis=1),
             latent=latent + jax.lax.stop_gradient(canvas - latent),
             canvases=jnp.stack(canvases, axis=1),
-            loss=loss / (self.last_stage + 1),
+            loss=loss / len(self.stages),
         )
 
     def _vectors(

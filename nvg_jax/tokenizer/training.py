@@ -150,19 +150,24 @@ def reconstruction_strips(
     stage_images, structure, originals = sharding.on_host(
         (stage_images, sequence.structure, pixels.to_uint8(images))
     )
-    return visualize.strips(stage_images, structure, tokenizer.grid, tokenizer.captions, originals)
+    rest = tokenizer.captions, originals, tokenizer.stages
+    return visualize.strips(stage_images, structure, tokenizer.grid, *rest)
 
 
 def with_canvas_scales(
     tokenizer: Tokenizer, variables: Any, batches: Iterable[Float[Array, "B height width 3"]]
 ) -> Any:
-    """The variables with `canvas_scales` set to 1 / std of each canvas over batches of images."""
+    """The variables with `canvas_scales` set to 1 / std of each canvas over batches of images.
+
+    Those before stages that are not painted are ones.
+    """
     moments = [
         sharding.on_host(inference.canvas_moments(tokenizer, variables, images))
         for images in batches
     ]
     mean, square = np.mean(moments, axis=0, dtype=np.float64)
     std = np.sqrt(np.maximum(square - mean**2, 1e-12))
-    std[0] = 1.0  # The canvas before stage 0 is zero.
-    scales = jnp.asarray(1.0 / std, jnp.float32)
-    return {**variables, "stats": {"quantizer": {"canvas_scales": scales}}}
+    std[0] = 1.0  # The first canvas is zero.
+    scales = np.ones(tokenizer.last_stage + 2, np.float32)
+    scales[[*tokenizer.stages, -1]] = 1.0 / std
+    return {**variables, "stats": {"quantizer": {"canvas_scales": jnp.asarray(scales)}}}

@@ -68,7 +68,7 @@ def test_brushes_sum_to_the_quantized_latent_and_tokens_say_it_all(small):
 
 
 def test_one_scale_as_large_as_the_grid_is_plain_vector_quantization():
-    quantizer = PyramidQuantizer(16, 4, (4, 4), (4,))
+    quantizer = PyramidQuantizer(16, 4, (4, 4), scales=(4,))
     latent = jax.random.normal(jax.random.key(0), (2, 16, 4))
     variables = quantizer.init(jax.random.key(1), latent, None)
     params = variables["params"] | {"refiner_kernel": jnp.zeros((1, 3, 3, 4, 4))}

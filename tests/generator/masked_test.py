@@ -13,7 +13,7 @@ from nvg_jax.generator.masked import MaskedBits
 from tests.generator.structures import BATCH, LENGTH, SPLITS, random_params
 
 
-def scores(network, params, examples, stage, steps, guidance=None, kept=None):
+def scores(network, params, examples, stage, steps, guidance=None, held=None):
     (structure, _), canvases, class_id, image_keys = examples
     return jax.jit(network.scores, static_argnames="num_steps")(
         params,
@@ -24,7 +24,7 @@ def scores(network, params, examples, stage, steps, guidance=None, kept=None):
         network.noise(image_keys),
         guidance,
         num_steps=steps,
-        kept=kept,
+        held=held,
     )
 
 
@@ -129,8 +129,8 @@ def test_kept_positions_keep_their_bits(sizes, examples, steps):
     network = MaskedBits(sizes)
     params, structure = random_params(network), examples[0].structure
     is_kept = keys.uniform(examples[-1], "kept", (LENGTH,)) < 0.6
-    kept = jnp.where(is_kept, structure, -1)
+    bits = granularity.structure_embedding(structure, 4) - 1
+    held = jnp.where(is_kept[..., None], bits, 0.0)
     for stage in range(SPLITS):
-        found = scores(network, params, examples, stage, steps, kept=kept)[..., stage]
-        bits = granularity.structure_embedding(structure, 4)[..., stage] - 1
-        np.testing.assert_array_equal(np.where(is_kept, found, 0), np.where(is_kept, bits, 0))
+        found = scores(network, params, examples, stage, steps, held=held)[..., stage]
+        np.testing.assert_array_equal(np.where(is_kept, found, 0), held[..., stage])

@@ -8,6 +8,7 @@ import pytest
 from nvg_jax import granularity, sharding
 from nvg_jax.generator import sampler
 from nvg_jax.generator.model import STRUCTURE_GENERATORS, Generator
+from nvg_jax.generator.settings import ramp, top_p_at
 from nvg_jax.generator.sizes import Sizes, StackSizes
 from nvg_jax.granularity import GranularitySequence
 from nvg_jax.tokenizer import inference
@@ -70,8 +71,8 @@ def test_guidance_is_linear_over_the_stages(golden_generator):
     arrays, settings = golden_generator.arrays, sampler.Settings()
     last_stage = golden_generator.module.sizes.last_stage
     for stage in range(last_stage + 1):
-        content = sampler.ramp(settings.content_guidance, stage, last_stage)
-        structure = sampler.ramp(settings.structure_guidance, stage, last_stage)
+        content = ramp(settings.content_guidance, stage, last_stage)
+        structure = ramp(settings.structure_guidance, stage, last_stage)
         assert content == pytest.approx(arrays["sample.content_guidance"][stage])
         assert structure == pytest.approx(arrays["sample.structure_guidance"][stage])
 
@@ -260,18 +261,18 @@ def test_structure_generators_hold_what_is_kept(name):
     keys = jax.random.split(jax.random.key(12), 2)
     noise, canvas = network.noise(keys), jax.random.normal(jax.random.key(13), (2, 16, 4))
 
-    def scores(kept):
+    def scores(held):
         given = (canvas, structure, jnp.int32(1), jnp.arange(2), noise, jnp.float32(2))
-        return np.asarray(network.scores(params, *given, 4, kept))
+        return np.asarray(network.scores(params, *given, 4, held))
 
     is_free = np.arange(16) < 6
-    held = scores(jnp.where(is_free, -1, structure))
     bits = granularity.structure_embedding(structure, 4) - 1
+    held = scores(jnp.where(is_free[:, None], 0.0, bits))
     channels = [1] if name == "masked" else [0, 1, 2, 3]  # Which knows nothing of later ones.
     np.testing.assert_array_equal(
         held[:, ~is_free][..., channels], bits[:, ~is_free][..., channels]
     )
-    np.testing.assert_array_equal(scores(jnp.full((2, 16), -1)), scores(None))
+    np.testing.assert_array_equal(scores(jnp.zeros((2, 16, 4))), scores(None))
 
 
 def test_structure_may_look_ahead(small):
@@ -308,6 +309,6 @@ def test_top_k_one_is_greedy(small):
 
 
 def test_top_p_schedule_falls_from_first_to_second_value():
-    schedule = [sampler.top_p_at((1.0, 0.5), stage, 8) for stage in range(9)]
+    schedule = [top_p_at((1.0, 0.5), stage, 8) for stage in range(9)]
     a = [8 ** (i / 8) for i in range(9)]
     np.testing.assert_allclose(schedule, [1 - 0.5 * (a_i - 1) / 7 for a_i in a])

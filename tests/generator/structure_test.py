@@ -82,13 +82,13 @@ def test_the_solver_holds_kept_positions_on_their_way(golden):
     network = golden[0]
     last_stage, length = network.sizes.last_stage, network.sizes.num_positions
     noise = jax.random.normal(jax.random.key(0), (1, length, last_stage))
-    kept = jnp.full((1, length), -1).at[0, 0].set(length - 2)
 
     def first(state, time, next_time):
         return jnp.broadcast_to(state[:, :1], state.shape)
 
-    found = network.solve(first, jnp.zeros((1, length), int), jnp.int32(0), noise, 5, kept)
     bits = np.array([1] * (last_stage - 1) + [-1])
+    held = jnp.zeros(noise.shape).at[0, 0].set(bits)
+    found = network.solve(first, jnp.zeros((1, length), int), jnp.int32(0), noise, 5, held)
     times = structure_file.flow_times(5, length)
     way = sum(
         (after - t) * (t * noise[0, 0] + (1 - t) * bits)

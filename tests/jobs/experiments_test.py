@@ -37,11 +37,15 @@ def test_what_is_done_is_neither_trained_nor_measured_again(trained, tmp_path, m
 
 
 def test_every_variant_is_an_allowed_change(tiny_config):
-    for variants in experiments.EXPERIMENTS.values():
-        for changes in variants.values():
+    for name, variants in experiments.EXPERIMENTS.items():
+        for variant in variants:
             changed = tiny_config.copy_and_resolve_references()
-            changed.update_from_flattened_dict(dict(changes))
+            changed.update_from_flattened_dict(experiments.changes_of(tiny_config, name, variant))
             check(changed)
+    ladders = [
+        experiments.changes_of(tiny_config, "ladders", x).get("stages", ()) for x in variants
+    ]
+    assert ladders == [(), (0, 2, 4), (0, 4), (2, 3, 4)]
 
 
 def test_mistakes_are_one_line(tiny_config, tmp_path):

@@ -71,7 +71,8 @@ class PyramidTokenizer(Tokenizer):
 
     @nn.nowrap
     def make_quantizer(self) -> PyramidQuantizer:
-        return PyramidQuantizer(self.vocab_size, self.latent_channels, self.grid, self.scales)
+        sizes = (self.vocab_size, self.latent_channels, self.grid)
+        return PyramidQuantizer(*sizes, scales=self.scales)
 
     def cluster(
         self, images: Float[Array, "B height width 3"]

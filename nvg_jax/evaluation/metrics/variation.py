@@ -8,7 +8,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from nvg_jax import granularity
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import plot, streams
@@ -23,7 +22,8 @@ Groups = UInt8[np.ndarray, "references samples height width 3"]
 
 
 class Variation(Metric):
-    """Mean distance between samples that share their first j stages with a reference, j = 0..K.
+    """Mean distance between samples that share their first stages with a reference, those before
+    each painted one: if all are painted, j = 0..K of them.
 
     variation_structure: only the structure of the stages is given; variation_both: structure and
     content. The references are the first images of the split, the samples of their class; the
@@ -58,7 +58,8 @@ class Variation(Metric):
             lambda x: np.repeat(x, settings.num_samples, axis=0), streams.concatenate(self.parts)
         )
         results = {"variation_structure": [], "variation_both": []}
-        stages = range(granularity.last_stage(copies.structure.shape[1]) + 1)
+        # What is given at the last stage is all.
+        stages = (0, *(stage + 1 for stage in resources.tokenizer.stages[:-1]))
         rounds = list(itertools.product(enumerate(results), stages))
         distance = {"features": _feature_distance, "lpips": _lpips_distance}[settings.distance]
         for (keep_content, name), kept in track(rounds, "variation", unit="stage"):
