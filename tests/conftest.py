@@ -54,6 +54,18 @@ def pytest_itemcollected(item: pytest.Item) -> None:
             item.add_marker(pytest.mark.xdist_group(group))
 
 
+MAPS = pathlib.Path("/proc/self/maps")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Forgets what was compiled before it is too much: a program has ten memory maps or more, and
+    Linux ends a process that has 65,530."""
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+
+
 class Golden(NamedTuple):
     """A module, its variables, the `state_dict` they come from, and the reference arrays."""
 
