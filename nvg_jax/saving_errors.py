@@ -24,29 +24,34 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
+def _is_retrieved(record: logging.LogRecord) -> bool:
+    return "never retrieved" not in record.getMessage()
+
+
+# When one file cannot be written, Orbax raises that, and asyncio logs all others that nobody waits
+# for any more, whenever they are collected: at the latest when the process ends.
+logging.getLogger("asyncio").addFilter(_is_retrieved)
+
+
 @contextlib.contextmanager
 def said_once() -> Iterator[None]:
     """Keeps quiet that one failure which Orbax raises as well.
 
-    It also logs it in each of its threads with a traceback, and so does asyncio for every file that
-    nobody waits for any more.
+    It also logs it in each of its threads with a traceback.
     """
 
     def is_news(record: logging.LogRecord) -> bool:
-        is_known = "/orbax/" in record.pathname or "never retrieved" in record.getMessage()
-        return record.levelno < logging.ERROR or not is_known
+        return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
 
     def hook(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)
 
     previous, sys.unraisablehook = sys.unraisablehook, hook
-    loggers = (absl_logging.get_absl_logger(), logging.getLogger("asyncio"))
-    for logger in loggers:
-        logger.addFilter(is_news)
+    logger = absl_logging.get_absl_logger()
+    logger.addFilter(is_news)
     try:
         yield
     finally:
         sys.unraisablehook = previous
-        for logger in loggers:
-            logger.removeFilter(is_news)
+        logger.removeFilter(is_news)
