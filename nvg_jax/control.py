@@ -93,7 +93,7 @@ def follows(
     structure: Int[np.ndarray, "L"], levels: Levels, grid: tuple[int, int], num_stages: int
 ) -> bool:
     """Whether no cluster of the last of the first stages holds pixels of two levels."""
-    labels = structure.reshape(grid) >> (granularity.last_stage(structure.size) - num_stages + 1)
+    labels = granularity.labels_at(structure[None], num_stages - 1).reshape(grid)
     scale = [side // cells for side, cells in zip(levels.shape, grid, strict=True)]
     pairs = np.stack([np.kron(labels, np.ones(scale, int)), levels])
     return len(np.unique(pairs.reshape(2, -1), axis=1).T) == len(np.unique(labels))

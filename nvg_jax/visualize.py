@@ -98,9 +98,11 @@ def structure_maps(
     structure: Int[np.ndarray, "L"], positions: tuple[int, int], stages: Sequence[int]
 ) -> list[Picture]:
     """The maps of these stages of one structure."""
-    last_stage = granularity.last_stage(len(structure))
-    leaves = structure.reshape(positions)
-    return [structure_picture(leaves >> (last_stage - stage), stage) for stage in stages]
+    every = structure[None]
+    return [
+        structure_picture(granularity.labels_at(every, stage).reshape(positions), stage)
+        for stage in stages
+    ]
 
 
 def table(

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from nvg_jax import control, granularity, pixels, visualize
+from nvg_jax import control, pixels, visualize
 from nvg_jax.data import shapes
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation import segmentation
@@ -86,11 +86,9 @@ def _picture(
     grid: tuple[int, int],
 ) -> visualize.Picture:
     """Ten scenes in columns, and the samples with their masks and with their structures."""
-    last_stage = granularity.last_stage(of_masks.shape[1])
 
-    def maps(structure: np.ndarray) -> list[np.ndarray]:
-        labels = structure.reshape(-1, *grid) >> (last_stage - stages + 1)
-        return [visualize.structure_picture(picture, stages - 1) for picture in labels]
+    def maps(structures: np.ndarray) -> list[np.ndarray]:
+        return [visualize.structure_maps(each, grid, (stages - 1,))[0] for each in structures]
 
     def shown(masks: np.ndarray) -> list[np.ndarray]:
         return list(np.repeat(255 * masks[..., None].astype(np.uint8), 3, axis=-1))
