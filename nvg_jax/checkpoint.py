@@ -14,7 +14,6 @@ compared with the files before Orbax reads anything: what does not agree with it
 and an exception raised after that is never about it. Directories may be in a bucket (`gs://`).
 """
 
-import contextlib
 import dataclasses
 import gc
 import json
@@ -32,7 +31,7 @@ from nvg_jax import seal
 from nvg_jax.arrays import absolute, read_arrays
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
-from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
+from nvg_jax.saving_errors import SAVING_ERRORS, reason
 
 log = logging.getLogger(__name__)
 PyTree = Any
@@ -90,8 +89,6 @@ class TrainCheckpointer:
                 enable_write=True, blocking_write=True
             ),
         )
-        self._quiet = contextlib.ExitStack()
-        self._quiet.enter_context(said_once())
 
     def __enter__(self) -> "TrainCheckpointer":
         return self
@@ -105,7 +102,6 @@ class TrainCheckpointer:
         """Waits for the save under way; warns if it failed."""
         self._wait_and_warn()
         self._orbax.close()
-        self._quiet.close()
 
     def wait(self) -> str | None:
         """Waits for the save under way. What is to be said if it failed: why, and what is left."""

@@ -1,11 +1,12 @@
-"""What Orbax raises when it cannot save, in few words, and only once."""
+"""What Orbax raises when it cannot save, in few words, and only once.
 
-import contextlib
+Importing this keeps quiet what Orbax logs of an error that it raises as well.
+"""
+
 import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 from absl import logging as absl_logging
@@ -24,34 +25,22 @@ def reason(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _is_retrieved(record: logging.LogRecord) -> bool:
+def _is_waited_for(record: logging.LogRecord) -> bool:
     return "never retrieved" not in record.getMessage()
 
 
-# When one file cannot be written, Orbax raises that, and asyncio logs all others that nobody waits
-# for any more, whenever they are collected: at the latest when the process ends.
-logging.getLogger("asyncio").addFilter(_is_retrieved)
+def _is_news(record: logging.LogRecord) -> bool:
+    return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
 
 
-@contextlib.contextmanager
-def said_once() -> Iterator[None]:
-    """Keeps quiet that one failure which Orbax raises as well.
+def _hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _previous_hook(unraisable)
 
-    It also logs it in each of its threads with a traceback.
-    """
 
-    def is_news(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            previous(unraisable)
-
-    previous, sys.unraisablehook = sys.unraisablehook, hook
-    logger = absl_logging.get_absl_logger()
-    logger.addFilter(is_news)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = previous
-        logger.removeFilter(is_news)
+# When a file cannot be written, Orbax raises that, and logs it with a traceback in each of its
+# threads, which can outlive the save; asyncio tells of all other files that nobody waits for any
+# more when these are collected. Both can happen as late as at the process's end.
+absl_logging.get_absl_logger().addFilter(_is_news)
+logging.getLogger("asyncio").addFilter(_is_waited_for)
+_previous_hook, sys.unraisablehook = sys.unraisablehook, _hook

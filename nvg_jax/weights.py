@@ -15,7 +15,7 @@ from nvg_jax import hub, seal, weights_file
 from nvg_jax.arrays import absolute, check_architecture, read_arrays
 from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
-from nvg_jax.saving_errors import SAVING_ERRORS, reason, said_once
+from nvg_jax.saving_errors import SAVING_ERRORS, reason
 
 PyTree = Any
 
@@ -41,7 +41,7 @@ def save_weights(path: epath.PathLike, variables: PyTree, architecture: str) -> 
 def _write_directory(directory: epath.Path, variables: PyTree, architecture: str) -> None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with said_once(), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
             args = ocp.args.PyTreeSave(variables)
             checkpointer.save(directory / "weights", args=args, force=True)
         if jax.process_index() == 0:
