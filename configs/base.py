@@ -202,6 +202,9 @@ def get_config(
     variation.distance = "lpips"  # Or 'features'.
     variation.num_references = 32
     variation.num_samples = 4  # Of each reference.
+    evaluation.edited = edited = ml_collections.ConfigDict()  # By the mask of `config.edit`.
+    edited.metrics = ("fid", "class_agreement")  # Of edited images.
+    edited.num_samples = 1_000
     evaluation.structure_gap = structure_gap = ml_collections.ConfigDict()
     structure_gap.metrics = ("fid", "precision_recall")  # Of samples.
     structure_gap.num_samples = 2_000  # For each number of given stages.

@@ -68,5 +68,6 @@ def get_config():
     evaluation.variation.num_references = 16
     evaluation.variation.num_samples = 3
     evaluation.guided.num_samples = 160
+    evaluation.edited.metrics = ("fid", "classifier_agreement")
     evaluation.structure_gap.metrics = ("fid", "precision_recall", "classifier_agreement")
     return config

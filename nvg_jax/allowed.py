@@ -91,6 +91,7 @@ TABLE: dict[str, Any] = {
     "variation.num_references": _Count,
     "variation.num_samples": Annotated[int, Field(ge=2, le=_LARGEST)],
     "guided.stages": _Count,
+    "edited.metrics": Annotated[tuple[Literal[_OF_SAMPLES], ...], Field(min_length=1)],
     "structure_gap.metrics": Annotated[tuple[Literal[_OF_SAMPLES], ...], Field(min_length=1)],
     "structure_gap.stages": tuple[_Whole, ...],
     "structure_stability.num_images": _Count,

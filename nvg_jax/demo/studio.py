@@ -14,14 +14,14 @@ from etils import epath
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
 
-from nvg_jax import control, files, pixels, sharding, visualize
+from nvg_jax import control, editing, files, pixels, sharding, visualize
 from nvg_jax.demo import bounds, drawing
 from nvg_jax.evaluation.archive import Samples, save_samples
 from nvg_jax.generator.given import Given, Kept, given_structure
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.jobs import editing
+from nvg_jax.jobs.editing import kept_part
 from nvg_jax.jobs.generation import sampling_settings, stages
-from nvg_jax.jobs.given import free_positions, tokenized, what_became
+from nvg_jax.jobs.given import tokenized, what_became
 from nvg_jax.jobs.model import Model, load_model
 from nvg_jax.tokenizer import inference
 from nvg_jax.visualize import Picture
@@ -211,9 +211,9 @@ class Studio:
         UserError: nothing or all was brushed over.
         """
         part = drawing.mask_of(layers, self.size)
-        free = free_positions(part, self.grid, "your brush")
+        free = editing.free_positions(part, self.grid, "your brush")
         as_float = pixels.from_uint8(image)
-        _, kept = editing.kept_part(self.config, self.model, as_float, free)
+        _, kept = kept_part(self.config, self.model, as_float, free)
         blend = functools.partial(
             editing.blended, original=image, share=editing.share_of_new(part, self.grid)
         )

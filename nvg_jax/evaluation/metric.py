@@ -48,6 +48,7 @@ METRICS = {
     "diversity": "diversity.Diversity",
     "guided_iou": "guided_iou.GuidedIoU",
     "variation": "variation.Variation",
+    "edited": "edited.Edited",
     "structure_gap": "structure_gap.StructureGap",
     "structure_stability": "structure_stability.StructureStability",
 }
@@ -118,7 +119,7 @@ class Resources:
     """What metrics may ask for when their streams have ended.
 
     networks: 'features' and 'lpips', as far as they are needed; `needs` is of all metrics.
-    generate: (class ids, purpose of the random numbers, what is given) to uint8 images.
+    generate: (class ids, purpose of the random numbers, what is given or kept) to uint8 images.
     given_reference: what `config.evaluation.reference` names. samples: those of the stream.
     """
 

@@ -98,6 +98,11 @@ class Seen:
         return self._tokenizer.by_stage(self.sequence.tokens)
 
     @functools.cached_property
+    def latents(self) -> Float[Array, "B L C"]:
+        """Not quantized."""
+        return self._tokenizer.encode(self.images)
+
+    @functools.cached_property
     def reconstructions(self) -> Float[Array, "B height width 3"]:
         return self._tokenizer.decode(self._tokenized[1][:, -1])
 

@@ -8,15 +8,15 @@ import logging
 import jax
 import numpy as np
 from etils import epath
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
-from nvg_jax import files, pixels, visualize
+from nvg_jax import editing, files, pixels, visualize
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import Samples, save_samples
 from nvg_jax.generator import sampler
 from nvg_jax.jobs.generation import collect, generate, sampling_settings, save_request
-from nvg_jax.jobs.given import edited_part, named_image, tokenized
+from nvg_jax.jobs.given import named_image, tokenized
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import Model, load_model
 from nvg_jax.tokenizer import inference
@@ -36,13 +36,13 @@ def edit(config: ConfigDict, workdir: str) -> epath.Path | None:
     `sampler.Kept` says. The part's pixels are those that are decoded; away from it, by the width of
     a position, they are the image's own, and between a mixture of both.
 
-    UserError: no image or no mask, or what `named_image` and `edited_part` refuse.
+    UserError: no image or no mask, or what `named_image` and `editing.edited_part` refuse.
     """
     for name in ("image", "mask"):
         if not config.edit[name]:
             raise UserError(f"the job edit needs an image and a mask: set --config.edit.{name}")
     grid = build_tokenizer(config).grid
-    part, free = edited_part(config, grid)
+    part, free = editing.edited_part(config, grid)
     image, count = named_image(config.data, config.edit.image), config.edit.num_samples
     class_id = None if config.edit.class_id < 0 else config.edit.class_id
     settings, model = sampling_settings(config), load_model(config, workdir)
@@ -51,9 +51,9 @@ def edit(config: ConfigDict, workdir: str) -> epath.Path | None:
     batches = generate(model, settings, [class_id] * count, batch_size, config.seed, kept=kept)
     first = next(batches)
     made = collect(itertools.chain([first], batches), count)
-    original, share = pixels.to_uint8(image), share_of_new(part, grid)
+    original, share = pixels.to_uint8(image), editing.share_of_new(part, grid)
     for each in made:
-        each[:] = blended(each, original, share)
+        each[:] = editing.blended(each, original, share)
     if jax.process_index() > 0:
         return None
     masks = [np.uint8(255 * np.repeat(x, 3, axis=-1)) for x in (share, free.reshape(*grid, 1))]
@@ -82,23 +82,3 @@ def kept_part(
         config, image, inference.latents_of, model.tokenizer, model.tokenizer_variables
     )
     return structure, sampler.Kept(np.where(free, -1, structure), latent)
-
-
-def share_of_new(
-    part: Bool[np.ndarray, "height width"], grid: tuple[int, int]
-) -> Float[np.ndarray, "height width 1"]:
-    """How much of each pixel is new: all in the part, less around it, and nothing from the width of
-    a position on."""
-    from scipy.ndimage import distance_transform_edt  # It takes half a second.
-
-    distance = distance_transform_edt(~part)[..., None]
-    return np.clip(1 - distance * grid[0] / len(part), 0, 1)
-
-
-def blended(
-    made: UInt8[np.ndarray, "*batch height width 3"],
-    original: UInt8[np.ndarray, "height width 3"],
-    share: Float[np.ndarray, "height width 1"],
-) -> UInt8[np.ndarray, "*batch height width 3"]:
-    """Variants with the image's own pixels where these are not new."""
-    return np.round(share * made + (1 - share) * original).astype(np.uint8)

@@ -18,7 +18,7 @@ from nvg_jax import files, keys, sharding
 from nvg_jax.evaluation import metric, reference, small_classifier
 from nvg_jax.evaluation.archive import Samples, load_samples, save_samples
 from nvg_jax.frozen.weights import Frozen
-from nvg_jax.generator.sampler import Given
+from nvg_jax.generator.given import Given, Kept
 from nvg_jax.jobs.generation import collect, generate, requested_classes, sampling_settings
 from nvg_jax.jobs.job import job
 from nvg_jax.jobs.model import Model, frozen_network, load_model
@@ -147,9 +147,10 @@ def _generate(
     purpose: str,
     given: Given | None = None,
     quiet: bool = False,
+    kept: Kept | None = None,
 ) -> np.ndarray:
     """Images of class ids; their random numbers are those of a purpose."""
     settings, batch_size = sampling_settings(config), config.sampling.batch_size
     seed = keys.named(config.seed, purpose)
-    batches = generate(model, settings, class_ids, batch_size, seed, given, quiet)
+    batches = generate(model, settings, class_ids, batch_size, seed, given, quiet, kept)
     return collect(batches, len(class_ids))

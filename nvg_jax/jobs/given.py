@@ -1,4 +1,4 @@
-"""What the user gives: a map, the first stages of a reference image, or a part to make anew."""
+"""What the user gives: a map, or the first stages of a reference image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from einops import reduce
 from etils import epath
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
@@ -108,42 +107,6 @@ def square_image(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "{size} {
     """The largest square in the middle of an image file. UserError: it is no image."""
     image = image_files.read_rgb(path)
     return np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS))
-
-
-def edited_part(
-    config: ConfigDict, grid: tuple[int, int]
-) -> tuple[Bool[np.ndarray, "height width"], Bool[np.ndarray, "L"]]:
-    """The pixels that `config.edit` says to make anew, and the latent's positions that hold any.
-
-    The inside of a shape, or what is bright in an image file; with `config.edit.invert` the rest.
-    UserError: what `control.draw_shape` and `read_map` raise; nothing is left to make or to keep.
-    """
-    text, size = config.edit.mask, config.data.image_size
-    if control.is_shape(text):
-        levels = control.draw_shape(text, size)
-    else:
-        levels = control.read_map(text, size, grid)
-    if levels.min() == levels.max():
-        raise UserError(
-            f"{text} has one level only: paint white what is made anew and black what is kept"
-        )
-    part = (levels > (levels.min() + levels.max()) / 2) != config.edit.invert
-    scale = size // len(part)
-    part = np.kron(part, np.ones((scale, scale), bool))
-    return part, free_positions(part, grid, text)
-
-
-def free_positions(
-    part: Bool[np.ndarray, "height width"], grid: tuple[int, int], name: str
-) -> Bool[np.ndarray, "L"]:
-    """The latent's positions that hold any pixel of a part; UserError if that are all."""
-    free = reduce(part, "(h p) (w q) -> (h w)", "max", h=grid[0], w=grid[1])
-    if free.all():
-        raise UserError(
-            f"{name} leaves nothing to keep: each of the {grid[1]} x {grid[0]} positions of the "
-            "latent holds a part of what is made anew"
-        )
-    return free
 
 
 def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:

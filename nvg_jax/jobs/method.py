@@ -41,7 +41,7 @@ METHODS = {
 # What only the paper's method has: jobs, metrics, and values that have to be left as they are.
 OWN_JOBS = ("tokenize", "control", "edit", "compile")
 OWN_METRICS = ("structure_miou", "segments", "guided_iou", "variation", "structure_gap")
-OWN_METRICS += ("structure_stability",)
+OWN_METRICS += ("structure_stability", "edited")
 OF_TOKENS = ("codebook_usage",)
 OWN_VALUES = {
     "stages": (),

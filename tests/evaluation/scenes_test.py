@@ -101,7 +101,7 @@ def _painted(given, labels, size):
 def test_a_perfect_generator_follows_its_guide(config, scenes, tmp_path, monkeypatch):
     """The left half as the mask of every scene; the generator paints exactly what it is given."""
 
-    def generate(model, settings, class_ids, batch_size, seed, given, quiet):
+    def generate(model, settings, class_ids, batch_size, seed, given, quiet, kept):
         size = config.data.image_size
         if given is None:
             yield None, np.full((len(class_ids), size, size, 3), 128, np.uint8)
@@ -165,3 +165,46 @@ def test_a_stream_ends_when_all_have_seen_enough(config, scenes):
     streams.measure([few, fewer], "split", batches, build_tokenizer(config), {}, {})
     assert rounds == [0, 1]
     assert [len(np.concatenate(x.parts)) for x in (few, fewer)] == [23, 2]
+
+
+def test_edits_are_measured_where_they_keep_and_where_they_make_anew(
+    config, model, scenes, tmp_path, monkeypatch
+):
+    """A generator that paints all grey: what it should have kept differs as the images do."""
+    asked = []
+
+    def generate(model, settings, class_ids, batch_size, seed, given, quiet, kept):
+        asked.append((class_ids, kept))
+        yield None, np.full((len(class_ids), 16, 16, 3), 128, np.uint8)
+
+    monkeypatch.setattr(evaluation, "generate", generate)
+    config.frozen.random = True
+    config.edit.mask = "left"
+    config.evaluation.metrics = ("edited",)
+    config.evaluation.edited.num_samples = 12
+    config.evaluation.edited.metrics = ("classifier_agreement",)
+    config.evaluation.classifier.update({"epochs": 1.0, "batch_size": 10})
+    found = jobs.evaluate(config, str(tmp_path))
+    assert {"edited_classifier_agreement", "edited_other_classifier_agreement"} < set(found)
+    labels = np.asarray(scenes["label"])[:12]
+    (own, kept), (others, _) = asked
+    np.testing.assert_array_equal(own, labels)
+    assert (others != labels).all() and (others < 16).all() and len(set(others - labels)) > 2
+
+    tokenizer = model.tokenizer.bind(model.tokenizer_variables)
+    sequence, canvases = tokenizer.tokenize(scenes["image"][:12])
+    kept_structure = np.asarray(kept.structure).reshape(12, 4, 4)
+    assert (kept_structure[:, :, :2] == -1).all()
+    structure = np.asarray(sequence.structure).reshape(12, 4, 4)
+    np.testing.assert_array_equal(kept_structure[:, :, 2:], structure[:, :, 2:])
+    decoded = pixels.to_uint8(np.asarray(tokenizer.decode(canvases[:, -1])))
+    error = decoded[:, :, 8:].astype(float) - 128
+    np.testing.assert_allclose(
+        found["edited_psnr"], 20 * np.log10(255 / np.sqrt((error**2).mean())), rtol=1e-3
+    )
+    picture = np.asarray(Image.open(tmp_path / "evaluation" / "edited.png"))
+    assert picture.shape[0] > 4 * 96 and picture.shape[1] > 10 * 96
+
+    config.edit.mask = ""
+    with pytest.raises(UserError, match="set --config.edit.mask"):
+        jobs.evaluate(config, str(tmp_path))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nvg_jax import jobs, pixels
+from nvg_jax import editing, jobs, pixels
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import load_samples
-from nvg_jax.jobs.given import edited_part, named_image
+from nvg_jax.jobs.given import named_image
 
 
 def _edit(trained, **changes):
@@ -52,12 +52,12 @@ def test_a_mask_is_bright_where_it_is_made_anew(trained, tmp_path):
     grey = np.full((8, 8), 20, np.uint8)
     grey[3:5, 2], grey[0, 0] = 200, 90
     Image.fromarray(grey).save(config.edit.mask)
-    part, free = edited_part(config, (4, 4))
+    part, free = editing.edited_part(config, (4, 4))
     np.testing.assert_array_equal(part, grey == 200)
     np.testing.assert_array_equal(np.flatnonzero(free), [5, 9])
     Image.fromarray(grey[:4, :4]).save(config.edit.mask)  # As large as the latent.
     np.testing.assert_array_equal(
-        edited_part(config, (4, 4))[0], np.kron(grey[:4, :4] == 200, np.ones((2, 2)))
+        editing.edited_part(config, (4, 4))[0], np.kron(grey[:4, :4] == 200, np.ones((2, 2)))
     )
 
 

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import nvg_digits
-from nvg_jax import jobs
+from nvg_jax import editing, jobs
 from nvg_jax.checkpoint import restore_ema
 from nvg_jax.errors import UserError
 from nvg_jax.evaluation.archive import load_samples
-from nvg_jax.jobs.given import edited_part, given_stages
+from nvg_jax.jobs.given import given_stages
 from nvg_jax.jobs.job import check
 from nvg_jax.weights import load_weights
 from tests.states import abstract
@@ -156,7 +156,7 @@ def test_any_picture_is_used_or_refused(trained, model, tmp_path, data, use):
     of_all = None
     if use == "mask":
         config.edit.mask = str(path)
-        part = obeys(edited_part, config, model.tokenizer.grid)
+        part = obeys(editing.edited_part, config, model.tokenizer.grid)
         assert part is None or part[0].any() and part[1].any() and not part[1].all()
     else:
         config.control[use] = str(path)
