@@ -3,7 +3,11 @@
 import base64
 import importlib.util
 import io
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import nbformat
 import numpy as np
@@ -13,7 +17,9 @@ from PIL import Image
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 PICTURES = {"sequence": 1, "sample": 2, "guided": 1, "control": 1, "evaluate": 1}  # Of each cell.
-
+# What the notebook finds installed on Colab, with Python 3.12, and keeps or replaces.
+ON_COLAB = ("ipykernel==6.17.1", "ipython==7.34.0", "jax==0.7.2", "matplotlib==3.10.0")
+ON_COLAB += ("numpy==2.0.2", "pillow==11.3.0", "scikit-learn==1.6.1")
 
 IN_CONTROL = {"sample": 4, "paint": 2, "apart": 2, "edit": 2}  # Those of the other notebook.
 
@@ -37,9 +43,10 @@ def pictures(cell) -> list[np.ndarray]:
     return [np.asarray(Image.open(file)) for file in files]
 
 
-def run(notebook) -> dict[str, list[np.ndarray]]:
+def run(notebook, folder=NOTEBOOKS, kernel="python3") -> dict[str, list[np.ndarray]]:
     """Executes it, and gives the pictures of each cell that shows any."""
-    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(NOTEBOOKS)}})
+    resources = {"metadata": {"path": str(folder)}}
+    client = NotebookClient(notebook, timeout=600, resources=resources, kernel_name=kernel)
     with client.setup_kernel():
         for index, cell in enumerate(notebook.cells):
             client.execute_cell(cell, index)
@@ -93,3 +100,34 @@ def test_control_runs_from_top_to_bottom(monkeypatch):
     assert {name: len(found) for name, found in run(notebook).items()} == IN_CONTROL
     page = next(cell for cell in notebook.cells if cell.id == "page")
     assert any("iframe" in output.get("data", {}).get("text/html", "") for output in page.outputs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_control_installs_what_it_needs_as_on_colab(tmp_path, monkeypatch):
+    """A Python 3.12 with older packages, and no clone: the first cell gets all."""
+    if subprocess.run(["python3.12", "-c", ""], check=False, capture_output=True).returncode:
+        pytest.skip("python3.12, which Colab has, does not run here")
+    python = tmp_path / "colab" / "bin" / "python"
+    subprocess.run(["python3.12", "-m", "venv", tmp_path / "colab"], check=True)
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *ON_COLAB], check=True)
+    kernel = tmp_path / "jupyter" / "kernels" / "colab"
+    kernel.mkdir(parents=True)
+    argv = [str(python), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = {"argv": argv, "display_name": "Colab", "language": "python"}
+    (kernel / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("PATH", f"{python.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+
+    notebook = read("control.ipynb")
+    parameters(notebook).source += f"\nREPOSITORY = {str(NOTEBOOKS.parent)!r}\n"
+    parameters(notebook).source += 'WEIGHTS, CLASS = "digits", "3"\n'
+    versions = "import jax, numpy; print(sys.prefix, numpy.__version__, jax.__version__)"
+    notebook.cells.append(nbformat.v4.new_code_cell(versions))
+    assert {
+        name: len(found) for name, found in run(notebook, tmp_path, "colab").items()
+    } == IN_CONTROL
+    prefix, of_numpy, of_jax = notebook.cells[-1].outputs[0].text.split()
+    assert prefix == str(tmp_path / "colab") != sys.prefix
+    assert of_numpy == "2.0.2" and of_jax != "0.7.2"
