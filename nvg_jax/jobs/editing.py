@@ -36,11 +36,17 @@ def edit(config: ConfigDict, workdir: str) -> epath.Path | None:
     `sampler.Kept` says. The part's pixels are those that are decoded; away from it, by the width of
     a position, they are the image's own, and between a mixture of both.
 
-    UserError: no image or no mask, or what `named_image` and `editing.edited_part` refuse.
+    UserError: no image or no mask, something given by `config.control`, or what `named_image` and
+    `editing.edited_part` refuse.
     """
     for name in ("image", "mask"):
         if not config.edit[name]:
             raise UserError(f"the job edit needs an image and a mask: set --config.edit.{name}")
+    if config.control.structure or config.control.reference:
+        raise UserError(
+            "the job edit keeps the image's own structure: leave config.control.structure and "
+            "config.control.reference empty"
+        )
     grid = build_tokenizer(config).grid
     part, free = editing.edited_part(config, grid)
     image, count = named_image(config.data, config.edit.image), config.edit.num_samples

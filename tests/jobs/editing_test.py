@@ -87,3 +87,6 @@ def test_mistakes_are_one_clear_line(trained, tmp_path):
     )
     for class_id in (-2, 10):
         refused(f"edit.class_id={class_id}: it has to be", class_id=class_id)
+    for name in ("structure", "reference"):
+        config.control.update({"structure": "", "reference": "", name: "test:1"})
+        refused("leave config.control.structure and config.control.reference empty")
