@@ -90,8 +90,8 @@ def sweep(
             if key in done:
                 continue
             images, seconds = _timed(model, settings[key[2:4]], class_ids, size, int(key[4]))
-            resources.samples = Samples(images, class_ids)
-            found = {"seconds_per_image": seconds} | metric.of_samples(names, resources)
+            found = metric.of_samples(names, resources, Samples(images, class_ids))
+            found = {"seconds_per_image": seconds} | found
             row = dict(zip(KEYS, key, strict=True))
             row |= {name: f"{value:.6g}" for name, value in found.items()}
             rows.add(output, done, row, len(KEYS))

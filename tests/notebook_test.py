@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -56,6 +57,19 @@ def run(notebook, folder=NOTEBOOKS, kernel="python3") -> dict[str, list[np.ndarr
     for found in shown.values():
         assert all(picture.std() > 10 for picture in found)
     return shown
+
+
+def repository(folder: pathlib.Path) -> pathlib.Path:
+    """A git repository of what a notebook needs of this one, as it is now."""
+    for name in ("nvg_jax", "configs"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(NOTEBOOKS.parent / name, folder / "origin" / name, ignore=ignored)
+    for path in NOTEBOOKS.parent.glob("requirements*.txt"):
+        shutil.copy(path, folder / "origin")
+    git = ("git", "-c", "user.name=nobody", "-c", "user.email=nobody@localhost")
+    for words in (("init", "--quiet"), ("add", "."), ("commit", "--quiet", "--message=all")):
+        subprocess.run([*git, *words], cwd=folder / "origin", check=True)
+    return folder / "origin"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in NOTEBOOKS.glob("*.ipynb")))
@@ -121,7 +135,7 @@ def test_control_installs_what_it_needs_as_on_colab(tmp_path, monkeypatch):
     monkeypatch.delenv("PYTHONPATH", raising=False)
 
     notebook = read("control.ipynb")
-    parameters(notebook).source += f"\nREPOSITORY = {str(NOTEBOOKS.parent)!r}\n"
+    parameters(notebook).source += f"\nREPOSITORY = {str(repository(tmp_path))!r}\n"
     parameters(notebook).source += 'WEIGHTS, CLASS = "digits", "3"\n'
     versions = "import jax, numpy; print(sys.prefix, numpy.__version__, jax.__version__)"
     notebook.cells.append(nbformat.v4.new_code_cell(versions))

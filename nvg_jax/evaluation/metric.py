@@ -234,17 +234,18 @@ def measure(metrics: list[Metric], resources: Resources) -> list[dict[str, Any]]
     return found
 
 
-def of_samples(names: Collection[str], resources: Resources) -> dict[str, Any]:
-    """What metrics of these names find in the samples of the resources, and in nothing else."""
-    samples, config = resources.samples, resources.config
-    metrics = [
-        kind(config, len(samples.images)) for kind in kinds(names, len(samples.images)).values()
-    ]
+def of_samples(names: Collection[str], resources: Resources, samples: Samples) -> dict[str, Any]:
+    """What metrics of these names find in samples, and in nothing else."""
+    config, count = resources.config, len(samples.images)
+    metrics = [kind(config, count) for kind in kinds(names, count).values()]
     looking = [metric for metric in metrics if "samples" in metric.streams]
     batches = streams.of_images(*samples, resources.mesh, config.evaluation.batch_size)
     seeing = resources.tokenizer, resources.tokenizer_variables, resources.networks
     streams.measure(looking, "samples", batches, *seeing)
-    return {name: x for metric in metrics for name, x in metric.result(resources).items()}
+    before, resources.samples = resources.samples, samples
+    found = {name: x for metric in metrics for name, x in metric.result(resources).items()}
+    resources.samples = before
+    return found
 
 
 def of_few_images(metrics: list[Metric], found: list[dict[str, Any]]) -> str:

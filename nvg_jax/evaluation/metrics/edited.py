@@ -1,6 +1,5 @@
 """What edits keep of an image, and how good what they make anew is."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -61,7 +60,7 @@ class Edited(Metric):
         part, free = editing.edited_part(self.config, grid)
         share = editing.share_of_new(part, grid)
         kept = Kept(np.where(free, -1, seen["structure"]), seen["latent"])
-        own, results, edited = copy.copy(resources), {}, {}
+        results, edited = {}, {}
         classes = {
             "edited": seen["class"],
             "edited_other": _others(seen["class"], self.config.data.num_classes),
@@ -71,8 +70,8 @@ class Edited(Metric):
             if name == "edited":
                 results["edited_psnr"] = _psnr(made, seen["reconstruction"], ~free.reshape(grid))
             edited[name] = editing.blended(made, seen["image"], share)
-            own.samples = Samples(edited[name], class_ids)
-            found = metric.of_samples(self.settings.metrics, own)
+            samples = Samples(edited[name], class_ids)
+            found = metric.of_samples(self.settings.metrics, resources, samples)
             results |= {f"{name}_{what}": value for what, value in found.items()}
         shown = [np.repeat(np.uint8(255 * share), 3, axis=-1)] * len(rows)
         table = [seen["image"], shown, edited["edited"], edited["edited_other"]]

@@ -1,6 +1,5 @@
 """What generated structure costs: samples with the real structure of some stages against none."""
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -52,12 +51,13 @@ class StructureGap(Metric):
         )
         last_stage = granularity.last_stage(structure.shape[1])
         stages = tuple(self.settings.stages) or (0, *range(2, last_stage + 1))
-        own, results = copy.copy(resources), {"structure_gap_stages": list(stages)}
+        results = {"structure_gap_stages": list(stages)}
         for count in track(stages, "structure gap", unit="run"):
             given = given_structure(structure, count)
             images = resources.generate(class_ids, "structure gap", given, quiet=True)
-            own.samples = Samples(images, class_ids)
-            for name, value in metric.of_samples(self.settings.metrics, own).items():
+            samples = Samples(images, class_ids)
+            found = metric.of_samples(self.settings.metrics, resources, samples)
+            for name, value in found.items():
                 results.setdefault(f"structure_gap_{name}", []).append(value)
         panels = {
             name.removeprefix("structure_gap_").replace("_", " "): {"": values}
