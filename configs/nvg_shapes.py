@@ -4,7 +4,7 @@ from nvg_jax.configs import small
 
 
 def get_config():
-    config = small.get_config(epochs=20)
+    config = small.get_config(epochs=46)
     small.without_frozen_networks(config)
 
     data = config.data
