@@ -66,6 +66,7 @@ def test_every_job_paints_them(painted):
     config.control.reference, config.sampling.classes = "test:3", (3,)
     config.control.num_samples = 1
     assert (jobs.control(config, workdir) / "stages.png").exists()
+    config.control.reference = ""
     config.edit.update({"image": "test:3", "mask": "left", "num_samples": 2})
     assert (jobs.edit(config, workdir) / "edited.png").exists()
     assert (jobs.reconstruct(config, workdir) / "strips.png").exists()
