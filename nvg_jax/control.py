@@ -14,7 +14,7 @@ import math
 import numpy as np
 from einops import reduce
 from etils import epath
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from nvg_jax import granularity, image_files
 from nvg_jax.errors import UserError
@@ -84,6 +84,21 @@ def read_map(path: epath.PathLike, image_size: int, grid: tuple[int, int]) -> Le
     return levels
 
 
+def named_map(text: str, image_size: int, grid: tuple[int, int]) -> Levels:
+    """The map that `draw_shape` draws, or `read_map` reads; UserError as theirs."""
+    if is_shape(text):
+        return draw_shape(text, image_size)
+    return read_map(text, image_size, grid)
+
+
+def enlarged(
+    cells: Shaped[np.ndarray, "rows columns"], shape: tuple[int, int]
+) -> Shaped[np.ndarray, "height width"]:
+    """What every pixel of a picture of this shape has of its cell."""
+    scale = [side // count for side, count in zip(shape, cells.shape, strict=True)]
+    return np.kron(cells, np.ones(scale, cells.dtype))
+
+
 def stages_for(levels: Levels) -> int:
     """How many stages, from 0 on, it takes until every level has a cluster of its own."""
     return (len(np.unique(levels)) - 1).bit_length() + 1
@@ -94,8 +109,7 @@ def follows(
 ) -> bool:
     """Whether no cluster of the last of the first stages holds pixels of two levels."""
     labels = granularity.labels_at(structure[None], num_stages - 1).reshape(grid)
-    scale = [side // cells for side, cells in zip(levels.shape, grid, strict=True)]
-    pairs = np.stack([np.kron(labels, np.ones(scale, int)), levels])
+    pairs = np.stack([enlarged(labels, levels.shape), levels])
     return len(np.unique(pairs.reshape(2, -1), axis=1).T) == len(np.unique(labels))
 
 

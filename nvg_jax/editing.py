@@ -20,17 +20,13 @@ def edited_part(
     UserError: what `control.draw_shape` and `read_map` raise; nothing is left to make or to keep.
     """
     text, size = config.edit.mask, config.data.image_size
-    if control.is_shape(text):
-        levels = control.draw_shape(text, size)
-    else:
-        levels = control.read_map(text, size, grid)
+    levels = control.named_map(text, size, grid)
     if levels.min() == levels.max():
         raise UserError(
             f"{text} has one level only: paint white what is made anew and black what is kept"
         )
     part = (levels > (levels.min() + levels.max()) / 2) != config.edit.invert
-    scale = size // len(part)
-    part = np.kron(part, np.ones((scale, scale), bool))
+    part = control.enlarged(part, (size, size))
     return part, free_positions(part, grid, text)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from einops import rearrange, repeat
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Shaped, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from nvg_jax import files, granularity
@@ -84,6 +84,11 @@ def strips(
             rows.append(structure_maps(structure[index], positions, stages))
     captions = [*captions, *["original"] * (originals is not None)]
     return table(rows, captions, group=len(rows) // len(stage_images), apart=len(stages))
+
+
+def grey(shares: Shaped[np.ndarray, "height width"]) -> Picture:
+    """A mask, or shares from 0 to 1, from black to white."""
+    return np.repeat(np.uint8(255 * shares)[..., None], 3, axis=-1)
 
 
 def structure_strip(

@@ -18,11 +18,10 @@ from PIL import Image
 
 NOTEBOOKS = pathlib.Path(__file__).parents[1] / "notebooks"
 PICTURES = {"sequence": 1, "sample": 2, "guided": 1, "control": 1, "evaluate": 1}  # Of each cell.
-# What the notebook finds installed on Colab, with Python 3.12, and keeps or replaces.
+IN_CONTROL = {"sample": 4, "paint": 2, "apart": 2, "edit": 2}  # Those of the other notebook.
+# What that one finds installed on Colab, with Python 3.12, and keeps or replaces.
 ON_COLAB = ("ipykernel==6.17.1", "ipython==7.34.0", "jax==0.7.2", "matplotlib==3.10.0")
 ON_COLAB += ("numpy==2.0.2", "pillow==11.3.0", "scikit-learn==1.6.1")
-
-IN_CONTROL = {"sample": 4, "paint": 2, "apart": 2, "edit": 2}  # Those of the other notebook.
 
 
 def read(name) -> nbformat.NotebookNode:

@@ -99,8 +99,7 @@ def levels_after(
     Clusters in their order stand for levels in theirs, each for as many as agrees best.
     """
     labels = granularity.labels_at(structure[None], stages - 1).reshape(grid)
-    scale = [side // cells for side, cells in zip(levels.shape, grid, strict=True)]
-    clusters = np.kron(labels, np.ones(scale, int))
+    clusters = control.enlarged(labels, levels.shape)
     values, levels = np.unique(levels, return_inverse=True)
 
     def level_of(starts: tuple[int, ...]) -> Int[np.ndarray, "height width"]:

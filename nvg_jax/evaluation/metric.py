@@ -114,6 +114,36 @@ class Metric:
         raise NotImplementedError
 
 
+class OfOwnSamples(Metric):
+    """One that makes samples of its own from images of the split, and measures these by others.
+
+    `config.evaluation.<name>` says by which (`metrics`), and how many samples (`num_samples`).
+    """
+
+    name: str
+    streams = ("split",)
+    needs = frozenset({"generator"})
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self.settings = self.config.evaluation[self.name]
+        measuring = kinds(self.settings.metrics, self.settings.num_samples).values()
+        self.needs = self.needs.union(*(kind.needs for kind in measuring))
+        self.meaningful_from = max(kind.meaningful_from for kind in measuring)
+        self.limit = self.settings.num_samples
+
+    @property
+    def num_images(self) -> int:
+        return self.settings.num_samples
+
+    def rows(self) -> Any:
+        """What `look` found of the image of each sample: of the first ones of the split, and again
+        from the first on when there are no more."""
+        found = streams.concatenate(self.parts)
+        index = np.arange(self.num_images) % len(jax.tree.leaves(found)[0])
+        return jax.tree.map(lambda x: x[index], found)
+
+
 @dataclasses.dataclass
 class Resources:
     """What metrics may ask for when their streams have ended.

@@ -62,7 +62,7 @@ def edit(config: ConfigDict, workdir: str) -> epath.Path | None:
         each[:] = editing.blended(each, original, share)
     if jax.process_index() > 0:
         return None
-    masks = [np.uint8(255 * np.repeat(x, 3, axis=-1)) for x in (share, free.reshape(*grid, 1))]
+    masks = [visualize.grey(x) for x in (share[..., 0], free.reshape(grid))]
     shown = (min(SHOWN_STAGE, model.tokenizer.last_stage),)
     structures = np.concatenate([structure, first[0].structure[:SHOWN]])
     maps = [visualize.structure_maps(each, grid, shown)[0] for each in structures]

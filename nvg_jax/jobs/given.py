@@ -110,11 +110,8 @@ def square_image(path: epath.PathLike, size: int) -> UInt8[np.ndarray, "{size} {
 
 
 def _given_map(config: ConfigDict, tokenizer: Tokenizer) -> Given:
-    text, size = config.control.structure, config.data.image_size
-    if control.is_shape(text):
-        levels = control.draw_shape(text, size)
-    else:
-        levels = control.read_map(text, size, tokenizer.grid)
+    text = config.control.structure
+    levels = control.named_map(text, config.data.image_size, tokenizer.grid)
     stages = config.control.stages or control.stages_for(levels)
     structure = control.structure_from_map(levels, tokenizer.grid, stages, config.control.strict)
     log.info(f"{text} gives {what_became(levels, structure, tokenizer.grid, stages)}")

@@ -208,3 +208,6 @@ def test_edits_are_measured_where_they_keep_and_where_they_make_anew(
     config.edit.mask = ""
     with pytest.raises(UserError, match="set --config.edit.mask"):
         jobs.evaluate(config, str(tmp_path))
+    config.edit.mask = "oval"
+    with pytest.raises(UserError, match="there is no file oval, and no such shape"):
+        metric.choose(config, None)  # Before anything is measured.

@@ -91,7 +91,7 @@ def _picture(
         return [visualize.structure_maps(each, grid, (stages - 1,))[0] for each in structures]
 
     def shown(masks: np.ndarray) -> list[np.ndarray]:
-        return list(np.repeat(255 * masks[..., None].astype(np.uint8), 3, axis=-1))
+        return list(map(visualize.grey, masks))
 
     few, of_masks, by_mask, by_image = jax.tree.map(
         lambda x: x[:10], (scenes, of_masks, pictures[""], pictures["_image"])

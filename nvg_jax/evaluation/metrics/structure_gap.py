@@ -2,19 +2,18 @@
 
 from typing import Any
 
-import numpy as np
 from jaxtyping import Array, Int
 
 from nvg_jax import granularity
-from nvg_jax.evaluation import metric, plot, streams
+from nvg_jax.evaluation import metric, plot
 from nvg_jax.evaluation.archive import Samples
-from nvg_jax.evaluation.metric import Metric, Resources
+from nvg_jax.evaluation.metric import Resources
 from nvg_jax.evaluation.streams import Seen
 from nvg_jax.generator.given import given_structure
 from nvg_jax.progress import track
 
 
-class StructureGap(Metric):
+class StructureGap(metric.OfOwnSamples):
     """Quality of samples that are given the real structure of the first k stages.
 
     structure_gap_stages: the numbers k, of `config.evaluation.structure_gap.stages`; by default 0,
@@ -26,29 +25,13 @@ class StructureGap(Metric):
     `evaluation/structure_gap.png`.
     """
 
-    streams = ("split",)
-    needs = frozenset({"generator"})
-
-    def __init__(self, *args: Any):
-        super().__init__(*args)
-        self.settings = self.config.evaluation.structure_gap
-        kinds = metric.kinds(self.settings.metrics, self.settings.num_samples).values()
-        self.needs = self.needs.union(*(kind.needs for kind in kinds))
-        self.meaningful_from = max(kind.meaningful_from for kind in kinds)
-        self.limit = self.settings.num_samples
-
-    @property
-    def num_images(self) -> int:
-        return self.settings.num_samples
+    name = "structure_gap"
 
     def look(self, seen: Seen) -> tuple[Int[Array, "B L"], Int[Array, "B"]]:
         return seen.sequence.structure, seen.labels
 
     def result(self, resources: Resources) -> dict[str, Any]:
-        structure, class_ids = (
-            x[np.arange(self.settings.num_samples) % len(x)]
-            for x in streams.concatenate(self.parts)
-        )
+        structure, class_ids = self.rows()
         last_stage = granularity.last_stage(structure.shape[1])
         stages = tuple(self.settings.stages) or (0, *range(2, last_stage + 1))
         results = {"structure_gap_stages": list(stages)}
@@ -66,4 +49,4 @@ class StructureGap(Metric):
         }
         picture = plot.panels("first stages given", stages, panels)
         resources.save_picture("structure_gap.png", picture)
-        return results | {"structure_gap_num_samples": self.settings.num_samples}
+        return results | {"structure_gap_num_samples": self.num_images}
