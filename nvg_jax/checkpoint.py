@@ -15,9 +15,10 @@ and an exception raised after that is never about it. Directories may be in a bu
 """
 
 import dataclasses
-import gc
 import json
 import logging
+import threading
+import time
 from typing import Any
 
 import grain
@@ -111,13 +112,17 @@ class TrainCheckpointer:
             self._orbax.wait_until_finished()
         except SAVING_ERRORS as error:
             self._problem = self._problem or reason(error)
+        if self._problem:
+            _wait_for_writers()
         step, self._saving = self._saving, None
         # All look before they agree, and only then one removes something.
         steps, unfinished = seal.steps(self._directory), self._unfinished()
         problem, self._problem = agreed(self._problem), ""
         if problem:
-            gc.collect()  # Its errors are logged when they are collected: better now than later.
             self._remove(unfinished)
+            for _ in range(4):  # TensorStore's own threads make it again with what was under way.
+                time.sleep(0.25)
+                self._remove(self._unfinished() if jax.process_index() == 0 else [])
             left = f"step {steps[-1]} stays usable" if steps else "nothing is saved yet"
             self._has_failed = True
             return f"saving step {step} failed ({problem}): {left} in {self._directory}"
@@ -225,6 +230,19 @@ class TrainCheckpointer:
                 except OSError as error:
                     log.warning("%s cannot be removed (%s)", path, reason(error))
         ocp.multihost.sync_global_processes("checkpoints removed")
+
+
+def _wait_for_writers() -> None:
+    """Waits until the threads of a failed save have ended.
+
+    Orbax waits for the first one that fails. The others go on, and would make the directory again
+    that has been removed. One that waits for what another process should have done writes nothing.
+    """
+    end = time.monotonic() + 30
+    for thread in threading.enumerate():
+        if type(thread).__module__.startswith("orbax."):
+            # Their own method would raise what they failed of.
+            threading.Thread.join(thread, max(end - time.monotonic(), 0))
 
 
 def _items(state: PyTree) -> dict[str, PyTree]:

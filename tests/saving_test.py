@@ -216,6 +216,22 @@ def test_arrays_of_eight_devices_restore_onto_others_and_quietly(tmp_path):
     assert output == "" and "absl" not in errors and "orbax" not in errors
 
 
+def test_nothing_of_a_failed_save_comes_back(tmp_path):
+    """Orbax has a thread for each part, and waits for the first that fails only."""
+    noise = np.random.default_rng(0).normal(size=(40, 64, 64)).astype(np.float32)
+    many = dict(enumerate(noise))
+    state = make_state(1).replace(ema=many, params=many, opt_state=many)
+    with small_disk(tmp_path, "8m") as disk:
+        directory = disk.path / "checkpoints"
+        with TrainCheckpointer(directory, ARCHITECTURE, keep=2) as checkpointer:
+            for left in (0, 8_000, 100_000, 300_000, 1_000_000):
+                disk.fill(leave=left)
+                checkpointer.save(1, state)
+                assert "No space left" in checkpointer.wait()
+                assert names(directory) == []
+                disk.free()
+
+
 @pytest.mark.slow
 def test_two_processes_fail_alike_and_share_the_reading(tmp_path):
     flags = tmp_path / "flags"
