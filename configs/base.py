@@ -63,6 +63,9 @@ def get_config(
     tokenizer.model.scales = ()  # Sides of VAR's grids; empty: as its paper, up to the latent's.
     # Of float32 convolutions: 'bfloat16', 'tensorfloat32' as in the paper's training, 'float32'.
     tokenizer.model.precision = "tensorfloat32"
+    tokenizer.model.dtype = "float32"  # Of activations; 'bfloat16' needs half the memory traffic.
+    # What the backward pass recomputes: 'none', 'dots' (all but convolutions), 'full'.
+    tokenizer.model.remat = "none"
 
     tokenizer.training = training = ml_collections.ConfigDict()
     training.batch_size = 256

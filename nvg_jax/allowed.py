@@ -15,6 +15,7 @@ from pydantic import Field
 from nvg_jax.clustering import CLUSTERINGS
 from nvg_jax.errors import UserError
 from nvg_jax.precision import PRECISIONS
+from nvg_jax.tokenizer.autoencoder import REMAT
 
 _LARGEST = 2**31 - 1  # What an int32 holds.
 _Whole = Annotated[int, Field(ge=0, le=_LARGEST)]
@@ -69,6 +70,8 @@ TABLE: dict[str, Any] = {
     "tokenizer.model.clustering": Literal[tuple(CLUSTERINGS)],
     "tokenizer.model.scales": tuple[_Count, ...],
     "tokenizer.model.precision": Literal[tuple(PRECISIONS)],
+    "tokenizer.model.dtype": Literal["float32", "bfloat16"],
+    "tokenizer.model.remat": Literal[tuple(REMAT)],
     "discriminator.input_size": _Count,
     "generator.model.depth": _Count,
     "generator.model.content_width": _Count,

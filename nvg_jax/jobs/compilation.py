@@ -36,12 +36,14 @@ log = logging.getLogger(__name__)
 class Report:
     """What a step takes. All but the FLOPs, which are those of all devices, is of one device.
 
+    architecture: of the model that is trained, in one line.
     num_steps: of the whole training; None where the size of the dataset is not known.
     Bytes: memory, of which the state and other arguments are `state`; what the chip has, `limit`.
     Seconds at the published peak: compute, memory traffic, collectives; None for unknown devices.
     """
 
     task: str
+    architecture: str
     topology: str
     device: str
     mesh: dict[str, int]
@@ -119,6 +121,7 @@ def _report(config: ConfigDict, name: str, mesh: Mesh) -> Report:
         largest = _largest_batch_size(config, name, mesh, schedule, chip, compiled)
     return Report(
         task=name,
+        architecture=task.architecture,
         topology=config.compile.topology,
         device=f"{mesh.size} x {device.device_kind}",
         mesh=dict(mesh.shape),

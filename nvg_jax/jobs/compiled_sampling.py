@@ -67,6 +67,7 @@ class SamplingReport:
     """One device: a single image, and as many as `config.sampling.batch_size` or as fit of them."""
 
     task: str
+    architecture: str
     topology: str
     device: str
     flow_steps: int
@@ -88,6 +89,7 @@ def sampling_report(config: ConfigDict, device: jax.Device) -> SamplingReport:
         batch_size //= 2
     return SamplingReport(
         task="sample",
+        architecture=programs.architecture,
         topology=config.compile.topology,
         device=device.device_kind,
         flow_steps=config.sampling.flow_steps,
@@ -117,6 +119,7 @@ class _Programs:
             for model in (self._tokenizer, self._generator)
         )
         self.weights = _bytes(jax.tree.leaves(self._variables))
+        self.architecture = self._generator.architecture
 
     def run(self, batch_size: int) -> Run:
         """Compiles what a batch needs, from the decoder on back until something does not fit."""

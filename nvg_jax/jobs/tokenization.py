@@ -79,7 +79,7 @@ def tokenize(config: ConfigDict, workdir: str, stop: Callable[[], bool] = lambda
     meta = token_records.Meta(
         **token_records.data_fields(config.data),
         architecture=tokenizer.architecture,
-        fingerprint=token_cache.fingerprint(variables, tokenizer.precision),
+        fingerprint=token_cache.fingerprint(variables, tokenizer.arithmetic.exactness),
         num_positions=tokenizer.num_positions,
         num_tokens=granularity.num_tokens(tokenizer.stages),
         vocab_size=tokenizer.vocab_size,

@@ -199,6 +199,6 @@ def _cached_data(
         cache,
         run.config.data,
         tokenizer.architecture,
-        token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision),
+        token_cache.fingerprint(sharding.on_host(variables), tokenizer.arithmetic.exactness),
         run.order(schedule, "generator"),
     )

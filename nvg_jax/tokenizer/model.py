@@ -15,7 +15,13 @@ from ml_collections import ConfigDict
 from nvg_jax import allowed, clustering, granularity, sharding
 from nvg_jax.errors import UserError
 from nvg_jax.granularity import GranularitySequence
-from nvg_jax.tokenizer.autoencoder import Decoder, Encoder, clip_to_image, downsampling
+from nvg_jax.tokenizer.autoencoder import (
+    Arithmetic,
+    Decoder,
+    Encoder,
+    clip_to_image,
+    downsampling,
+)
 from nvg_jax.tokenizer.quantizer import Quantized, Quantizer
 
 
@@ -34,8 +40,7 @@ class Tokenizer(nn.Module):
     brightness has to be smuggled past the normalisation, as a bright blob at a fixed place.
     clustering: where structure comes from, a name in `clustering.CLUSTERINGS`.
     ladder: the stages that are painted, as `granularity.painted_stages` takes them; empty is all.
-    precision: of the autoencoder's convolutions, as in `precision.conv_precision`. Quantization is
-    exact on every device.
+    arithmetic: of the autoencoder. Quantization is in exact float32 on every device.
     """
 
     image_size: int
@@ -46,7 +51,7 @@ class Tokenizer(nn.Module):
     vocab_size: int
     norm_groups: int = 32
     clustering: str = "greedy"
-    precision: str = "tensorfloat32"
+    arithmetic: Arithmetic = Arithmetic()
     ladder: tuple[int, ...] = ()
 
     @property
@@ -97,8 +102,8 @@ class Tokenizer(nn.Module):
 
     def setup(self) -> None:
         sizes = (self.width, self.multipliers, self.num_blocks, self.norm_groups)
-        self.encoder = Encoder(*sizes, self.latent_channels, self.precision)
-        self.decoder = Decoder(*sizes, self.precision)
+        self.encoder = Encoder(*sizes, self.latent_channels, self.arithmetic)
+        self.decoder = Decoder(*sizes, self.arithmetic)
         self.quantizer = self.make_quantizer()
 
     @nn.nowrap
@@ -193,7 +198,7 @@ def build_tokenizer(
         vocab_size=model.vocab_size,
         norm_groups=model.norm_groups,
         clustering=model.clustering,
-        precision=model.precision,
+        arithmetic=Arithmetic(model.precision, model.dtype, model.remat),
         ladder=tuple(config.stages),
         **options,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,7 +55,7 @@ class TokenizerTask:
         side = tokenizer.image_size
         if config.lpips_weight:
             check_size(side, "set config.tokenizer.training.lpips_weight to 0")
-            self._lpips = lpips.module.clone(precision=tokenizer.precision)
+            self._lpips = lpips.module.clone(precision=tokenizer.arithmetic.precision)
             self.frozen["lpips"] = lpips.variables
         if config.adversarial_weight:
             seen, patch = config.discriminator.input_size, dino.module.patch_size
@@ -131,8 +133,11 @@ class TokenizerTask:
         return new_state, metrics
 
     def without_remat(self) -> TokenizerTask:
-        """Nothing of this step is recomputed."""
-        return self
+        """The same task, of which nothing is computed once more to save memory."""
+        task = copy.copy(self)
+        arithmetic = dataclasses.replace(self.tokenizer.arithmetic, remat="none")
+        task.tokenizer = self.tokenizer.clone(arithmetic=arithmetic)
+        return task
 
     def pictures(self, state: TrainState, batch: Batch) -> dict[str, np.ndarray]:
         """The strip of a few reconstructions beside their originals, as uint8."""

@@ -42,6 +42,7 @@ def test_a_step_for_the_devices_of_this_machine(tiny_config, tmp_path, capsys):
 
     (written,) = json.loads((tmp_path / "compile.json").read_text())
     assert written["memory"] == report.memory and written["task"] == "tokenizer"
+    assert written["architecture"] == tokenizer.architecture
     assert "memory of a device" in capsys.readouterr().out
 
 

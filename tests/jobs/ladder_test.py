@@ -40,7 +40,9 @@ def test_trained_on_cached_tokens_which_are_those_of_the_images(painted):
     assert meta["num_tokens"] == NUM_TOKENS and meta["architecture"].endswith("stages 0,2,4)")
     model = jobs.load_model(config, workdir)
     tokenizer, variables = model.tokenizer, model.tokenizer_variables
-    fingerprint = token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision)
+    fingerprint = token_cache.fingerprint(
+        sharding.on_host(variables), tokenizer.arithmetic.exactness
+    )
     about = f"{workdir}/token_cache", config.data, tokenizer.architecture, fingerprint
     batches = token_cache.train_iterator(*about, Order(16, 0))
     batch = next(batches)

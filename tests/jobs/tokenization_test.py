@@ -60,7 +60,9 @@ def loaded(config):
     """The tokenizer, its variables, and what a cache's meta says of them."""
     tokenizer = build_tokenizer(config)
     variables = jobs.model.load_tokenizer(config, "unused", tokenizer)
-    fingerprint = token_cache.fingerprint(sharding.on_host(variables), tokenizer.precision)
+    fingerprint = token_cache.fingerprint(
+        sharding.on_host(variables), tokenizer.arithmetic.exactness
+    )
     return tokenizer, variables, fingerprint
 
 
