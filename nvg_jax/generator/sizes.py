@@ -115,8 +115,8 @@ class Sizes:
     def begun_as(self, architecture: str) -> Sizes:
         """The same sizes with what training may change, as it stands in another's line.
 
-        That is the number of classes; another structure generator may have been a flow, and what
-        takes the guidance may have been without.
+        That is the number of classes; another structure generator may have been a flow, what takes
+        the guidance may have been without, and the canvas need not have been noised.
         """
         num_classes = num_classes_of(architecture, self.num_classes)
         changes: dict[str, Any] = {"num_classes": num_classes}
@@ -124,6 +124,8 @@ class Sizes:
             changes["structure_generator"] = "flow"
         if "guided content" not in architecture:
             changes["guided_content"] = False
+        if "noised canvas" not in architecture:
+            changes["noised_canvas"] = False
         return dataclasses.replace(self, **changes)
 
     def without_remat(self) -> Sizes:

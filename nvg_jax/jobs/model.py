@@ -106,9 +106,9 @@ def initial_generator(
 ) -> Callable[[], Variables] | None:
     """What loads the weights that training is to start at; None if the config names none.
 
-    They may be those of another number of classes, or of a flow for a mean flow: what they lack, or
-    have in another shape, is then made anew. Raises UserError, before anything is loaded, if they
-    differ in anything else.
+    They may be those of another number of classes, of a flow for a mean flow, or of a clean canvas
+    for a noised one: what they lack, or have in another shape, is then made anew. Raises UserError,
+    before anything is loaded, if they differ in anything else.
     """
     path = given_weights(config, "generator")
     if not path:

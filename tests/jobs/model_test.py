@@ -126,6 +126,13 @@ def test_training_may_go_on_with_guidance_as_an_input_but_not_the_other_way(
         initial_generator(given, flow)
 
 
+def test_training_may_go_on_with_a_noised_canvas_and_all_that_is_trained(given, caplog):
+    old = initial_generator(given, build_generator(given))()["params"]
+    given.generator.model.noised_canvas = True
+    equal(initial_generator(given, build_generator(given))()["params"], old)
+    assert "made anew" not in caplog.text
+
+
 def test_training_refuses_weights_that_differ_otherwise(given, tmp_path):
     given.data.num_classes, given.generator.model.depth = 12, 2
     with pytest.raises(UserError, match="made with .*depth 1.*, but this config is for .*depth 2"):
