@@ -6,8 +6,10 @@ What is timed is what the job `sample` runs, with random weights, which cost wha
 
     whole       from class ids to images
     content     with the structure of all stages given
-    structure   the difference of the two
+    structure   what the whole takes more than content and decoder
     decoder     from sequences to images
+
+Of a baseline (`config.method`), which makes no structure, there is `network` in place of the two.
 
 `of product` is a part's arithmetic over that of one large matrix product of the same type in the
 same time, both in this run: 100 % would be a machine that does nothing else.
@@ -27,9 +29,8 @@ from benchmarks import machine
 from nvg_jax import cli, sharding
 from nvg_jax.generator import sampler
 from nvg_jax.generator.given import given_structure
-from nvg_jax.generator.model import build_generator
+from nvg_jax.jobs.method import METHODS
 from nvg_jax.tokenizer import inference
-from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.training import flops
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8"], "Images at once.")
@@ -38,7 +39,8 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each part.", lower_
 
 def parts(config: ConfigDict, batch: int) -> dict[str, Callable[[], Any]]:
     """What can be run by itself."""
-    tokenizer, generator = build_tokenizer(config), build_generator(config)
+    method = METHODS[config.method]
+    tokenizer, generator = method.build_tokenizer(config), method.build_generator(config)
     settings = sampler.Settings.from_config(config.sampling)
 
     def variables(init: Callable[..., Any]) -> Any:
@@ -50,13 +52,9 @@ def parts(config: ConfigDict, batch: int) -> dict[str, Callable[[], Any]]:
     )
     class_id = np.arange(batch, dtype=np.int32) % config.data.num_classes
     image_keys = jax.random.split(jax.random.key(1), batch)
-    random = np.random.default_rng(0)
-    leaves = np.tile(np.arange(tokenizer.num_positions, dtype=np.int32), (batch, 1))
-    structure = random.permuted(leaves, axis=1)
-    given = given_structure(structure, tokenizer.last_stage + 1)
 
-    def sequence(given: sampler.Given | None) -> Any:
-        return sampler.sample(
+    def sequence(**given: Any) -> Any:
+        return method.task.sample(
             tokenizer,
             generator,
             settings,
@@ -64,25 +62,29 @@ def parts(config: ConfigDict, batch: int) -> dict[str, Callable[[], Any]]:
             of_generator,
             class_id,
             image_keys,
-            given=given,
+            **given,
         )
 
-    made = sequence(given)
-    return {
-        "whole": lambda: inference.images_of(tokenizer, of_tokenizer, sequence(None)),
-        "content": lambda: sequence(given),
-        "decoder": lambda: inference.images_of(tokenizer, of_tokenizer, made),
-    }
+    def images(made: Any) -> Any:
+        return inference.images_of(tokenizer, of_tokenizer, made)
+
+    made = sequence()
+    runs = {"whole": lambda: images(sequence()), "decoder": lambda: images(made)}
+    if config.method == "nvg":
+        given = given_structure(made.structure, tokenizer.last_stage + 1)
+        runs["content"] = lambda: sequence(given=given)
+    return runs
 
 
 def measure(config: ConfigDict, batch: int, rate: float, repeats: int) -> None:
     """Prints a line for each part."""
     runs = parts(config, batch)
+    rest = "structure" if "content" in runs else "network"
     counted = {name: flops.count(jax.make_jaxpr(run)()) for name, run in runs.items()}
     seconds = {name: machine.best_seconds(run, repeats) for name, run in runs.items()}
     for found in (counted, seconds):
-        found["structure"] = found["whole"] - found["content"] - found["decoder"]
-    for name in ("whole", "content", "structure", "decoder"):
+        found[rest] = 2 * found["whole"] - sum(found.values())
+    for name in sorted(seconds, key=seconds.get, reverse=True):
         done = counted[name] / seconds[name]
         print(
             f"{batch:6d}  {name:9}  {seconds[name]:8.3f}  {batch / seconds[name]:9.3f}"

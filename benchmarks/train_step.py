@@ -10,6 +10,8 @@ turns in one run, and compared with the first:
     no REPA     images, tokenized on the fly
     cached      tokens in place of images
 
+A baseline (`config.method`) has neither of the last two: its `images` are without REPA.
+
 Teraflop/s are those of a device; `of product` is their share of one large matrix product's in the
 same run, `of peak` of what its maker publishes. A batch that does not fit is reported as such, and
 ends the list.
@@ -29,10 +31,9 @@ from ml_collections import ConfigDict, config_flags
 from benchmarks import machine
 from nvg_jax import cli, granularity, hardware, sharding
 from nvg_jax.frozen.weights import load_network
-from nvg_jax.generator.model import build_generator
 from nvg_jax.generator.sampler import Settings
 from nvg_jax.generator.training import GeneratorTask
-from nvg_jax.tokenizer.model import build_tokenizer
+from nvg_jax.jobs.method import METHODS
 from nvg_jax.tokenizer.training import TokenizerTask
 from nvg_jax.training.loop import Schedule, Task, count_flops, make_step
 
@@ -49,20 +50,22 @@ def tokenizer_versions(config: ConfigDict) -> dict[str, Task]:
     training = config.tokenizer.training
     lpips = load_network("lpips", random=True) if training.lpips_weight else None
     dino = load_network("dino", random=True) if training.adversarial_weight else None
-    return {"images": TokenizerTask(build_tokenizer(config), training, SCHEDULE, lpips, dino)}
+    tokenizer = METHODS[config.method].build_tokenizer(config)
+    return {"images": TokenizerTask(tokenizer, training, SCHEDULE, lpips, dino)}
 
 
 def generator_versions(config: ConfigDict) -> dict[str, Task]:
     """The generator's task as configured, and without what costs extra."""
-    tokenizer = build_tokenizer(config)
+    method = METHODS[config.method]
+    tokenizer = method.build_tokenizer(config)
     variables = sharding.unnamed(jax.jit(tokenizer.init_variables)(jax.random.key(0)))
 
     def task(repa_weight: float) -> GeneratorTask:
         training = config.generator.training.copy_and_resolve_references()
         training.repa.weight = repa_weight
         dinov2 = load_network("dinov2", random=True) if repa_weight else None
-        return GeneratorTask(
-            build_generator(config),
+        return method.task(
+            method.build_generator(config),
             tokenizer,
             variables,
             training,
@@ -72,6 +75,8 @@ def generator_versions(config: ConfigDict) -> dict[str, Task]:
         )
 
     plain = task(0.0)
+    if config.method != "nvg":
+        return {"images": plain}
     repa_weight = config.generator.training.repa.weight
     versions = {"images": task(repa_weight)} if repa_weight else {}
     return versions | {"no REPA": plain, "cached": plain}
@@ -80,10 +85,11 @@ def generator_versions(config: ConfigDict) -> dict[str, Task]:
 def random_batch(config: ConfigDict, version: str, size: int) -> Batch:
     """Images, or tokens in their place, over all devices."""
     random = np.random.default_rng(0)
-    side, tokenizer = config.data.image_size, build_tokenizer(config)
-    length = tokenizer.num_positions
+    side = config.data.image_size
     label = random.integers(config.data.num_classes, size=size, dtype=np.int32)
     if version == "cached":
+        tokenizer = METHODS[config.method].build_tokenizer(config)
+        length = tokenizer.num_positions
         structure = random.permuted(np.tile(np.arange(length, dtype=np.int32), (size, 1)), axis=1)
         vocab = tokenizer.vocab_size
         num_tokens = granularity.num_tokens(tokenizer.stages)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from etils import epath
 
+from benchmarks import sampling, train_step
 from configs import small
 from nvg_jax import jobs
 from nvg_jax.errors import UserError
@@ -44,6 +45,22 @@ def test_from_nothing_to_numbers_and_weights(baseline, method, tmp_path):
     images = [np.load(path / "samples.npz")["arr_0"] for path in (root / "samples", folder)]
     np.testing.assert_allclose(*map(np.int32, images), atol=1)
     assert json.loads((folder / "request.json").read_text())["tokenizer"].endswith("tokenizer")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["nvg", "var", "flow"])
+def test_benchmarks_time_every_method(baseline, tiny_config, method, capsys):
+    config = tiny_config if method == "nvg" else baseline(method)
+    runs = sampling.parts(config, 2)
+    assert set(runs) - {"whole", "decoder"} == ({"content"} if method == "nvg" else set())
+    side = config.data.image_size
+    assert runs["whole"]().shape == runs["decoder"]().shape == (2, side, side, 3)
+    versions = train_step.generator_versions(config)
+    train_step.measure(config, versions, 2, repeats=1, rate=1e12)
+    lines = capsys.readouterr().out.splitlines()
+    expected = ["no REPA", "cached"] if method == "nvg" else ["images"]
+    assert [line[8:16].strip() for line in lines] == expected
+    assert all(float(line.split()[-1]) > 0 for line in lines)
 
 
 def test_jobs_of_structure_are_refused(baseline, tmp_path):
