@@ -5,22 +5,21 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
 from nvg_jax.errors import UserError
 
 
-def batch_sizes(flag: flags.FlagHolder[list[str]]) -> list[int]:
-    """The numbers of a flag `--batch_sizes`; UserError if it holds anything else."""
+def batch_sizes(words: Sequence[str]) -> list[int]:
+    """The numbers that `--batch_sizes` gives; UserError if it gives anything else."""
     try:
-        return [int(size) for size in flag.value]
+        return [int(size) for size in words]
     except ValueError:
-        raise UserError(f"--batch_sizes={','.join(flag.value)}: numbers only") from None
+        raise UserError(f"--batch_sizes={','.join(words)}: numbers only") from None
 
 
 def best_seconds(run: Callable[[], Any], repeats: int) -> float:

@@ -33,9 +33,6 @@ from nvg_jax.jobs.method import METHODS
 from nvg_jax.tokenizer import inference
 from nvg_jax.training import flops
 
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["1", "8"], "Images at once.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "Timed runs of each part.", lower_bound=1)
-
 
 def parts(config: ConfigDict, batch: int) -> dict[str, Callable[[], Any]]:
     """What can be run by itself."""
@@ -94,7 +91,7 @@ def measure(config: ConfigDict, batch: int, rate: float, repeats: int) -> None:
 
 def main() -> None:
     config = flags.FLAGS.config
-    sizes = machine.batch_sizes(_BATCH_SIZES)
+    sizes = machine.batch_sizes(flags.FLAGS.batch_sizes)
     dtype = config.generator.model.dtype
     rate = machine.product_rate(dtype)
     path = config_flags.get_config_filename(flags.FLAGS["config"])
@@ -105,10 +102,12 @@ def main() -> None:
     )
     print(" batch  part         seconds   images/s  teraflop/s  of product     memory")
     for size in sizes:
-        measure(config, size, rate, _REPEATS.value)
+        measure(config, size, rate, flags.FLAGS.repeats)
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The config whose sampling is timed.")
+    flags.DEFINE_list("batch_sizes", ["1", "8"], "Images at once.")
+    flags.DEFINE_integer("repeats", 3, "Timed runs of each part.", lower_bound=1)
     flags.mark_flag_as_required("config")
     cli.run(main)

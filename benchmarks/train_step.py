@@ -37,10 +37,6 @@ from nvg_jax.jobs.method import METHODS
 from nvg_jax.tokenizer.training import TokenizerTask
 from nvg_jax.training.loop import Schedule, Task, count_flops, make_step
 
-_TASK = flags.DEFINE_enum("task", "generator", ["generator", "tokenizer"], "What is trained.")
-_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["32"], "Images of all devices together.")
-_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each version.", lower_bound=1)
-
 Batch = dict[str, jax.Array]
 SCHEDULE = Schedule(batch_size=1, num_steps=1000, epoch_steps=0)
 
@@ -140,24 +136,23 @@ def fresh_state(task: Task) -> Any:
 
 
 def main() -> None:
-    config = flags.FLAGS.config
-    sizes = machine.batch_sizes(_BATCH_SIZES)
+    given = flags.FLAGS
+    config = given.config
+    sizes = machine.batch_sizes(given.batch_sizes)
     device = jax.devices()[0].device_kind
     path = config_flags.get_config_filename(flags.FLAGS["config"])
-    dtype = config.generator.model.dtype if _TASK.value == "generator" else "float32"
+    dtype = config.generator.model.dtype if given.task == "generator" else "float32"
     rate = machine.product_rate(dtype)
     print(
         f"{jax.device_count()} x {device}, jax {jax.__version__}, {path}; "
         f"a large {dtype} product: {rate / 1e12:.3f} teraflop/s"
     )
     with jax.set_mesh(sharding.create_mesh()):
-        versions = (generator_versions if _TASK.value == "generator" else tokenizer_versions)(
-            config
-        )
+        versions = (generator_versions if given.task == "generator" else tokenizer_versions)(config)
         print(" batch  version   images/s  teraflop/s  of product  of peak     memory   ratio")
         for size in sizes:
             try:
-                measure(config, versions, size, _REPEATS.value, rate)
+                measure(config, versions, size, given.repeats, rate)
             except JaxRuntimeError as error:
                 if "RESOURCE_EXHAUSTED" not in str(error):
                     raise
@@ -167,5 +162,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "The config whose step is timed.")
+    flags.DEFINE_enum("task", "generator", ["generator", "tokenizer"], "What is trained.")
+    flags.DEFINE_list("batch_sizes", ["32"], "Images of all devices together.")
+    flags.DEFINE_integer("repeats", 5, "Timed steps of each version.", lower_bound=1)
     flags.mark_flag_as_required("config")
     cli.run(main)
