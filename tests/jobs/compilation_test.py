@@ -62,6 +62,7 @@ def test_a_step_that_reads_tokens_computes_no_tokenizer(tiny_config, tmp_path):
 def test_the_table_says_what_does_not_fit_and_what_bounds_the_step():
     report = compilation.Report(
         task="generator",
+        architecture="generator(depth 16)",
         topology="v5e:4x4",
         device="16 x TPU v5 lite",
         mesh={"data": 4, "fsdp": 4, "tensor": 1},
@@ -145,6 +146,7 @@ def test_the_table_of_sampling_says_what_bounds_it_and_what_does_not_fit():
     }
     report = SamplingReport(
         task="sample",
+        architecture="generator(depth 16)",
         topology="v5e:2x2",
         device="TPU v5 lite",
         flow_steps=25,
