@@ -95,7 +95,7 @@ def plot(columns: Mapping[str, Sequence[Report]], output: epath.PathLike) -> Non
     axes[0, 0].set_ylabel("a step at least (ms)")
     axes[1, 0].set_ylabel("memory of a device (GiB)")
     axes[0, 0].legend(fontsize=8)
-    axes[1, 0].legend(fontsize=8)
+    axes[1, 0].legend(fontsize=8, loc="center left")
     figure.tight_layout()
     figure.savefig(output, dpi=80)
     pyplot.close(figure)
