@@ -90,12 +90,11 @@ def plot(columns: Mapping[str, Sequence[Report]], output: epath.PathLike) -> Non
             below.set_xscale("log", base=2)
         below.set_xticks(xs, [f"{x:g}" for x in xs])
         below.set_xlabel(label)
-        for axis in (above, below):
-            axis.set_ylim(bottom=0)
     axes[0, 0].set_ylabel("a step at least (ms)")
     axes[1, 0].set_ylabel("memory of a device (GiB)")
-    axes[0, 0].legend(fontsize=8)
-    axes[1, 0].legend(fontsize=8, loc="center left")
+    for axis in axes[:, 0]:
+        axis.set_ylim(0, 1.3 * axis.get_ylim()[1])
+        axis.legend(fontsize=8, loc="upper left")
     figure.tight_layout()
     figure.savefig(output, dpi=80)
     pyplot.close(figure)
@@ -110,8 +109,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    for _name, (_label, _) in AXES.items():
-        flags.DEFINE_list(_name, [], f"Runs of --job=compile that differ in this: {_label}.")
+    flags.DEFINE_list("depth", [], "Runs of --job=compile that differ in depth.")
+    flags.DEFINE_list("batch", [], "Runs that differ in images a device.")
+    flags.DEFINE_list("devices", [], "Runs that differ in devices.")
     flags.DEFINE_string("output", None, "The plot to write.")
     flags.mark_flag_as_required("output")
     cli.run(main)

@@ -25,6 +25,7 @@ PAGES = [
 ]
 # Which file runs a program or a job for real, where `.ci/run` does not.
 RUN_BY_TESTS = {
+    "benchmarks.scale_plot": "tests/scale_plot_test.py",
     "nvg_jax.interop.convert": "tests/interop/convert_test.py",
     "benchmarks.reproduce_table": "tests/reproduce_test.py",
     "--config=configs/nvg_photos.py": "tests/photos_test.py",
