@@ -40,12 +40,8 @@ def parts(config: ConfigDict, batch: int) -> dict[str, Callable[[], Any]]:
     tokenizer, generator = method.build_tokenizer(config), method.build_generator(config)
     settings = sampler.Settings.from_config(config.sampling)
 
-    def variables(init: Callable[..., Any]) -> Any:
-        return sharding.unnamed(jax.jit(init)(jax.random.key(0)))
-
     of_tokenizer, of_generator = (
-        variables(tokenizer.init_variables),
-        variables(generator.init_variables),
+        sharding.make(module.init_variables, jax.random.key(0)) for module in (tokenizer, generator)
     )
     class_id = np.arange(batch, dtype=np.int32) % config.data.num_classes
     image_keys = jax.random.split(jax.random.key(1), batch)

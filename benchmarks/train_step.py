@@ -54,7 +54,7 @@ def generator_versions(config: ConfigDict) -> dict[str, Task]:
     """The generator's task as configured, and without what costs extra."""
     method = METHODS[config.method]
     tokenizer = method.build_tokenizer(config)
-    variables = sharding.unnamed(jax.jit(tokenizer.init_variables)(jax.random.key(0)))
+    variables = sharding.make(tokenizer.init_variables, jax.random.key(0))
 
     def task(repa_weight: float) -> GeneratorTask:
         training = config.generator.training.copy_and_resolve_references()
@@ -132,7 +132,8 @@ def measure(
 
 def fresh_state(task: Task) -> Any:
     mesh, key = sharding.create_mesh(), jax.random.key(0)
-    return sharding.make(task.init_state, sharding.abstract(task.init_state, mesh, key), key)
+    like = sharding.abstract(task.init_state, mesh, key)
+    return sharding.make(task.init_state, key, like=like)
 
 
 def main() -> None:

@@ -45,9 +45,9 @@ def get_config():
     sampling = config.sampling
     sampling.num_samples = 100
     sampling.batch_size = 50
-    sampling.content_guidance = (4.0, 8.0)
-    sampling.structure_guidance = (3.0, 5.0)
-    sampling.temperature = 0.8
+    sampling.content_guidance = (2.0, 4.0)
+    sampling.structure_guidance = (2.0, 3.0)
+    sampling.temperature = 1.0
     sampling.top_p = (1.0, 0.9)
     sampling.flow_steps = 4
     sampling.structure_stages = (0, 2)

@@ -188,9 +188,22 @@ def abstract(function: Callable[..., Tree], mesh: Mesh, *args: Any) -> Tree:
     return jax.tree.map(place, unnamed(made), nn.get_partition_spec(made))
 
 
-def make(function: Callable[..., Tree], like: Tree, *args: Any) -> Tree:
-    """What an initialiser makes, each array in its place in `like` and without names."""
-    return jax.jit(lambda *args: unnamed(function(*args)), out_shardings=of(like))(*args)
+def make(function: Callable[..., Tree], *args: Any, like: Tree = None) -> Tree:
+    """What an initialiser makes, without names; each array in its place in `like`, if given.
+
+    On CPUs it is compiled as it is: many small random arrays take XLA a minute to optimize and a
+    fraction of a second to run without.
+    """
+    traced_once = jax.jit(function)  # With the same arguments, as in `abstract`.
+    options = None
+    if jax.default_backend() == "cpu":
+        options = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    made = jax.jit(
+        lambda *args: unnamed(traced_once(*args)),
+        out_shardings=of(like),
+        compiler_options=options,
+    )
+    return made(*args)
 
 
 def of(tree: Tree) -> Tree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import gc
 import logging
 import os
 import time
@@ -31,6 +32,7 @@ def start(workdir: os.PathLike | str) -> None:
     """
     global _started
     _started = True
+    gc.freeze()  # Tracing causes many collections; none need look at what imports made.
     _seconds["imports"] = time.monotonic() - nvg_jax.START_TIME
     jax.monitoring.register_event_duration_secs_listener(_count_compilation)
     if not jax.config.jax_compilation_cache_dir:

@@ -1,5 +1,6 @@
 """Small models with the reference weights, next to the reference arrays they have to reproduce."""
 
+import gc
 import itertools
 import os
 import pathlib
@@ -38,6 +39,9 @@ jax.config.update("jax_compilation_cache_dir", _CACHE)
 # Small programs take longer to compile than to run: without XLA's late passes, a third less.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 jax.config.update("jax_disable_most_optimizations", True)
+
+# Tracing causes many collections, none of which need look at what imports made.
+gc.freeze()
 
 _STATE_DICT = "state_dict."
 

@@ -237,24 +237,22 @@ def uninterrupted(digits_dir, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-@pytest.mark.parametrize("victim", [0, 1])
-def test_when_one_is_killed_the_other_ends_and_both_go_on(
-    uninterrupted, digits_dir, tmp_path, victim
-):
+def test_when_one_is_killed_the_other_ends_and_both_go_on(uninterrupted, digits_dir, tmp_path):
     workdir = tmp_path / "run"
-    with training(digits_dir, workdir, 2, 2) as launcher:
-        wait_for(launcher, workdir / "tokenizer" / "checkpoints" / "3")
-        os.kill(launcher.process_id(victim), signal.SIGKILL)
-        killed = time.monotonic()
-        assert launcher.wait(60) == 128 + signal.SIGKILL
-        assert time.monotonic() - killed < 60
-        output = launcher.output(1 - victim)
-    (line,) = (line for line in output.splitlines() if line.startswith("error:"))
-    assert line.startswith("error: another process of this run has ended (")
-    assert line.endswith("and training goes on from the last checkpoint")
-    assert "Traceback" not in output and "Fatal Python error" not in output
-    assert "killed" not in output  # It ended by itself, within the launcher's patience.
-    assert STEPS not in tokenizer_steps(workdir)
+    for victim, checkpoint in enumerate(("3", "6")):
+        with training(digits_dir, workdir, 2, 2) as launcher:
+            wait_for(launcher, workdir / "tokenizer" / "checkpoints" / checkpoint)
+            os.kill(launcher.process_id(victim), signal.SIGKILL)
+            killed = time.monotonic()
+            assert launcher.wait(60) == 128 + signal.SIGKILL
+            assert time.monotonic() - killed < 60
+            output = launcher.output(1 - victim)
+        (line,) = (line for line in output.splitlines() if line.startswith("error:"))
+        assert line.startswith("error: another process of this run has ended (")
+        assert line.endswith("and training goes on from the last checkpoint")
+        assert "Traceback" not in output and "Fatal Python error" not in output
+        assert "killed" not in output  # It ended by itself, within the launcher's patience.
+        assert STEPS not in tokenizer_steps(workdir)
 
     assert "tokenizer: resumed at step" in train_to_the_end(digits_dir, workdir, 2, 2)
     found, expected = (state_at(run, "tokenizer", STEPS) for run in (workdir, uninterrupted))

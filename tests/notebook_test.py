@@ -94,8 +94,8 @@ def test_it_runs_from_top_to_bottom(tmp_path, monkeypatch):
     workdir = tmp_path / "digits"
     parameters(notebook).source += f"""
 WORKDIR = {str(workdir)!r}
-TOKENIZER_EPOCHS = 0.5
-GENERATOR_EPOCHS = 0.5
+TOKENIZER_EPOCHS = 0.2
+GENERATOR_EPOCHS = 0.2
 NUM_SAMPLES = 10
 """
     assert {name: len(found) for name, found in run(notebook).items()} == PICTURES

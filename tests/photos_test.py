@@ -31,12 +31,14 @@ def test_the_loss_falls_and_no_stage_collapses(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = re.findall(r"tokenizer \d+/15 .*", done.stdout)
-    names = ("loss", "l1", "lpips", "quantization", "discriminator")
-    first, last = (
-        {name: float(re.search(rf" {name} ([\d.]+)", line)[1]) for name in names}
-        for line in (lines[0], lines[-1])
-    )
-    assert len(lines) == 3 and all(last[name] < first[name] for name in names), (first, last)
+    falling = ("loss", "l1", "lpips", "quantization")
+    values = [
+        {x: float(re.search(rf" {x} ([\d.]+)", line)[1]) for x in (*falling, "discriminator")}
+        for line in lines
+    ]
+    assert len(values) == 3 and all(values[-1][x] < values[0][x] for x in falling), values
+    # In so few steps the discriminator's loss stays at its first value, 1.
+    assert all(0.9 < found["discriminator"] < 1.1 for found in values), values
     assert re.search(r"generator 3/3 .* repa [01]\.\d+", done.stdout)
     evaluate = [*command, "--job=evaluate"]
     done = subprocess.run(evaluate, env=environment, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Trainings of forty steps by the command line, and what they end with."""
+"""Short trainings by the command line, and what they end with."""
 
 import subprocess
 import sys
@@ -9,12 +9,14 @@ import orbax.checkpoint as ocp
 from etils import epath
 from ml_collections import ConfigDict
 
+STEPS = 20  # Of each training.
 
-def forty_steps(config: ConfigDict) -> ConfigDict:
-    """A tiny config with forty steps of each training and a checkpoint every three."""
+
+def short(config: ConfigDict) -> ConfigDict:
+    """A tiny config with STEPS steps of each training and a checkpoint every three."""
     for training in (config.tokenizer.training, config.generator.training):
         training.batch_size = 4
-        training.epochs = 40 / 359  # Steps of an epoch of 1,437 images.
+        training.epochs = STEPS / 359  # Steps of an epoch of 1,437 images.
         training.checkpoint_every = 3
         training.log_every = 10
         training.image_every = 1000
@@ -74,7 +76,7 @@ def state_at(workdir, name: str, step: int) -> dict:
 
 
 def final_states(workdir) -> dict:
-    return {name: state_at(workdir, name, 40) for name in ("tokenizer", "generator")}
+    return {name: state_at(workdir, name, STEPS) for name in ("tokenizer", "generator")}
 
 
 def assert_same(workdir, expected: dict) -> None:

@@ -18,8 +18,7 @@ def test_four_devices_share_what_they_can_and_say_what_they_cannot(run_program):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["tokenizer", "generator"])
 def test_every_mesh_has_the_losses_and_the_samples_of_one_device(run_program, task):
-    # What holds exactly has to hold as users compile.
-    print(run_program("every_mesh", task, devices=8, JAX_DISABLE_MOST_OPTIMIZATIONS="0"))
+    print(run_program("every_mesh", task, devices=8))
 
 
 @pytest.mark.slow

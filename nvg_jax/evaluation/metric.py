@@ -16,12 +16,11 @@ from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Int, UInt8
 from ml_collections import ConfigDict
-from sklearn.svm import SVC
 
 from nvg_jax import visualize
 from nvg_jax.data import pipeline
 from nvg_jax.errors import UserError
-from nvg_jax.evaluation import judge, reference, streams
+from nvg_jax.evaluation import reference, streams
 from nvg_jax.evaluation.archive import Samples
 from nvg_jax.evaluation.streams import Seen
 from nvg_jax.frozen.weights import Frozen
@@ -189,8 +188,10 @@ class Resources:
         return streams.concatenate(parts)
 
     @functools.cached_property
-    def judge(self) -> SVC:
-        """The judge that has learned the classes of the training split."""
+    def judge(self) -> Any:
+        """The judge that has learned the classes of the training split, of `judge.fit`."""
+        from nvg_jax.evaluation import judge  # scikit-learn takes longer than all else to import.
+
         return judge.fit(*self.training_images)
 
     def save_picture(self, name: str, picture: visualize.Picture) -> None:

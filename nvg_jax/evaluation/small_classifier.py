@@ -103,7 +103,7 @@ def train(data: ConfigDict, settings: ConfigDict, seed: int) -> Frozen:
     num_steps = max(1, round(settings.epochs * images / settings.batch_size))
     optimizer = optax.adamw(optax.cosine_decay_schedule(settings.learning_rate, num_steps))
     key = keys.named(seed, "classifier")
-    variables = jax.jit(module.init)(key, module.example())
+    variables = sharding.make(module.init, key, module.example())
     state = (variables, optimizer.init(variables))
 
     @functools.partial(jax.jit, donate_argnums=0)

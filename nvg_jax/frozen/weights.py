@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from etils import epath
 from jaxtyping import Array, Key
 
+from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.inception import Inception
 from nvg_jax.frozen.lpips import LPIPS
@@ -157,7 +158,7 @@ def load(name: str, directory: epath.PathLike = "", random: bool = False) -> dic
     """
     network = NETWORKS[name]
     if random:
-        return jax.jit(network.init)(jax.random.key(0))
+        return sharding.make(network.init, jax.random.key(0))
     where = weights_directory(directory) / name
     if not where.exists():
         raise UserError(f"no weights of {name} in {where}: {how_to_fetch(name, directory)}")

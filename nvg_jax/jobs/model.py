@@ -137,8 +137,8 @@ def initial_generator(
         )
         new = sharding.make(
             lambda key: missing(flatten_dict(generator.init_variables(key))),
-            missing(wanted),
             keys.named(config.seed, "made anew"),
+            like=missing(wanted),
         )
         loaded = flatten_dict(variables)
         return unflatten_dict({name: loaded[name] for name in fits} | new)

@@ -134,6 +134,8 @@ class TokenizerTask:
 
     def without_remat(self) -> TokenizerTask:
         """The same task, of which nothing is computed once more to save memory."""
+        if self.tokenizer.arithmetic.remat == "none":
+            return self  # Whose step is traced once.
         task = copy.copy(self)
         arithmetic = dataclasses.replace(self.tokenizer.arithmetic, remat="none")
         task.tokenizer = self.tokenizer.clone(arithmetic=arithmetic)

@@ -175,8 +175,8 @@ def train(
             state, start = restored
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)
         else:
-            given = initial and initial()
-            state, start = sharding.make(task.init_state, abstract, init_key, given), 0
+            given = (initial(),) if initial else ()
+            state, start = sharding.make(task.init_state, init_key, *given, like=abstract), 0
             del given  # Which is as large as the model.
         if start >= schedule.num_steps:
             return state

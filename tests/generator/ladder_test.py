@@ -107,7 +107,7 @@ def _generator(ladder):
 
 def _variables(module, seed):
     """Random ones, those that start at zero included."""
-    variables = sharding.unnamed(jax.jit(module.init_variables)(jax.random.key(seed)))
+    variables = sharding.make(module.init_variables, jax.random.key(seed))
     leaves, tree = jax.tree.flatten(variables)
     drawn = [
         x + 0.3 * jax.random.normal(key, x.shape)
@@ -257,7 +257,7 @@ def test_training_on_a_ladder_lowers_its_losses(tiny_config):
     training = config.generator.training
     training.warmup_steps, training.learning_rate = 0, 3e-3
     tokenizer, generator = build_tokenizer(config), build_generator(config)
-    variables = sharding.unnamed(jax.jit(tokenizer.init_variables)(jax.random.key(0)))
+    variables = sharding.make(tokenizer.init_variables, jax.random.key(0))
     schedule = Schedule(8, num_steps=100, epoch_steps=5)
     settings = sampler.Settings.from_config(config.sampling)
     task = GeneratorTask(generator, tokenizer, variables, training, schedule, settings)
@@ -265,7 +265,7 @@ def test_training_on_a_ladder_lowers_its_losses(tiny_config):
     tokens = random.integers(0, tokenizer.vocab_size, (8, granularity.num_tokens((0, 2, 4))))
     batch = {"structure": jnp.asarray(_structure(8)), "tokens": jnp.asarray(tokens, jnp.int32)}
     batch |= {"label": jnp.arange(8, dtype=jnp.int32)}
-    state, history = sharding.unnamed(jax.jit(task.init_state)(jax.random.key(1))), []
+    state, history = sharding.make(task.init_state, jax.random.key(1)), []
     step = make_step(task, state)
     for number in range(12):
         state, metrics = step(state, task.frozen, batch, jax.random.key(number))

@@ -100,7 +100,7 @@ def small():
     )
 
     def init(module, seed):
-        return sharding.unnamed(jax.jit(module.init_variables)(jax.random.key(seed)))
+        return sharding.make(module.init_variables, jax.random.key(seed))
 
     tokenizer_variables, generator_variables = init(tokenizer, 0), init(generator, 1)
 

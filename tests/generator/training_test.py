@@ -53,7 +53,7 @@ def batch():
 
 
 def fresh_state(task):
-    return sharding.unnamed(jax.jit(task.init_state)(jax.random.key(2)))
+    return sharding.make(task.init_state, jax.random.key(2))
 
 
 def step_once(task, batch, key=3):

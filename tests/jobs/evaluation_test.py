@@ -310,4 +310,6 @@ def test_two_processes_of_two_devices_find_the_same(trained, tmp_path):
     found = json.loads((together / "evaluation.json").read_text())
     for name, value in alone.items():
         if name != "measured":
-            np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
+            # Other devices round otherwise, and with it a pixel of a sample by one level.
+            tolerance = 1e-3 if name.startswith("variation") else 1e-4
+            np.testing.assert_allclose(found[name], value, rtol=tolerance, err_msg=name)

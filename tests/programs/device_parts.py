@@ -71,7 +71,7 @@ def states():
     places = sharding.of(abstract)
     adam = places.opt_state[1][0]
     assert adam.mu == adam.nu == places.ema["params"] == places.params
-    made = sharding.make(state, abstract)
+    made = sharding.make(state, like=abstract)
     assert sharding.of(made) == places
     kernel = made.params["stack"]["blocks"]["linear1"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 32, 7, 32)
@@ -89,7 +89,7 @@ def weights():
         return sharding.abstract(tokenizer.init_variables, mesh, jax.random.key(0))
 
     split = places(mesh_of(1, 2, 2))
-    variables = sharding.make(tokenizer.init_variables, split, jax.random.key(0))
+    variables = sharding.make(tokenizer.init_variables, jax.random.key(0), like=split)
     with tempfile.TemporaryDirectory() as directory:
         for name in ("weights", "weights.safetensors"):
             save_weights(f"{directory}/{name}", variables, tokenizer.architecture)

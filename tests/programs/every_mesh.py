@@ -1,4 +1,4 @@
-"""On eight devices: trains and samples on three meshes, and compares with one device."""
+"""On eight devices: trains and samples on two meshes, and compares with one device."""
 
 import sys
 
@@ -15,7 +15,7 @@ from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.tokenizer.training import TokenizerTask
 from nvg_jax.training.loop import Schedule, make_step
 
-STEPS, BATCH = 20, 16
+STEPS, BATCH = 8, 16
 KEY = jax.random.key(0)
 
 
@@ -36,11 +36,11 @@ def small_config():
 
 
 def made(init, mesh):
-    return sharding.make(init, sharding.abstract(init, mesh, KEY), KEY)
+    return sharding.make(init, KEY, like=sharding.abstract(init, mesh, KEY))
 
 
 def run(config, name, mesh):
-    """The losses of twenty steps; of the generator also samples."""
+    """The losses of all steps; of the generator also samples."""
     tokenizer, generator = build_tokenizer(config), build_generator(config)
     settings, schedule = Settings.from_config(config.sampling), Schedule(BATCH, STEPS, STEPS)
     rng = np.random.default_rng(0)
@@ -64,7 +64,10 @@ def run(config, name, mesh):
     if name == "tokenizer":
         return losses, None
     model = jobs.Model(tokenizer, variables, generator, state.ema, mesh)
+    # Samples are equal exactly, which has to hold as users compile.
+    jax.config.update("jax_disable_most_optimizations", False)
     ((sequence, _),) = jobs.generate(model, settings, np.arange(BATCH) % 10, quiet=True)
+    jax.config.update("jax_disable_most_optimizations", True)
     return losses, sequence
 
 
@@ -75,7 +78,7 @@ if __name__ == "__main__":
     one = sharding.create_mesh(devices=jax.devices()[:1])
     expected, expected_sequence = run(config, name, one)
     assert expected[-1] < expected[0]
-    for sizes in ((8, 1, 1), (2, 4, 1), (1, 4, 2)):
+    for sizes in ((8, 1, 1), (2, 2, 2)):
         mesh = sharding.create_mesh(ConfigDict(dict(zip(sharding.AXES, sizes, strict=True))))
         losses, sequence = run(config, name, mesh)
         print(sizes, "largest difference", np.abs(np.subtract(losses, expected)).max())

@@ -40,7 +40,7 @@ def generator_task(config, microbatches):
     training = config.generator.training.copy_and_resolve_references()
     training.microbatches = microbatches
     tokenizer = build_tokenizer(config)
-    variables = sharding.unnamed(jax.jit(tokenizer.init_variables)(KEY))
+    variables = sharding.make(tokenizer.init_variables, KEY)
     settings = Settings.from_config(config.sampling)
     return GeneratorTask(
         build_generator(config), tokenizer, variables, training, SCHEDULE, settings
@@ -53,10 +53,8 @@ def run(task, devices):
     image = random.uniform(-1, 1, (8, 16, 16, 3)).astype(np.float32)
     batch = {"image": image, "label": np.arange(8, dtype=np.int32)}
     mesh = sharding.create_mesh(devices=jax.devices()[:devices])
-    start = jax.jit(lambda key: sharding.unnamed(task.init_state(key)))
-    state, frozen = jax.device_put(
-        jax.device_get((start(KEY), task.frozen)), sharding.replicated(mesh)
-    )
+    start = sharding.make(task.init_state, KEY), task.frozen
+    state, frozen = jax.device_put(jax.device_get(start), sharding.replicated(mesh))
     with jax.set_mesh(mesh):
         batch = sharding.place_batch(batch, mesh)
         state, metrics = make_step(task, state)(state, frozen, batch, KEY)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from nvg_jax import sharding
+from nvg_jax.checkpoint import TrainCheckpointer
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen, load_network
@@ -25,7 +26,7 @@ def task(tiny_config):
 
 
 def fresh_state(task, variables=None):
-    return sharding.unnamed(jax.jit(task.init_state)(KEY, variables))
+    return sharding.make(task.init_state, KEY, variables)
 
 
 def train(task, state, batch, num_steps):
@@ -116,7 +117,7 @@ def large_batch():
 
 
 @pytest.mark.slow
-def test_both_sides_learn_in_one_step(make_full_task, large_batch):
+def test_both_sides_learn_in_one_step_and_are_saved(make_full_task, large_batch, tmp_path):
     task = make_full_task()
     state = fresh_state(task)
     before = jax.device_get(state)
@@ -140,6 +141,12 @@ def test_both_sides_learn_in_one_step(make_full_task, large_batch):
     old, new = before.adversary.params["heads"], state.adversary.params["heads"]
     assert all(np.any(old[name]["kernel"] != new[name]["kernel"]) for name in old if "Conv" in name)
     assert "discriminator" not in state.ema["params"]
+
+    abstract = sharding.abstract(task.init_state, sharding.create_mesh(), KEY)
+    with TrainCheckpointer(tmp_path, task.architecture, keep=2) as checkpointer:
+        checkpointer.save(8, state)
+        restored, _ = checkpointer.restore(abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 @pytest.mark.slow
