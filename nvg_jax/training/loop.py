@@ -167,7 +167,8 @@ def train(
         jax.set_mesh(mesh),
         TrainCheckpointer(checkpoints, task.architecture, config.keep_checkpoints) as checkpointer,
     ):
-        abstract = sharding.abstract(task.init_state, mesh, init_key)
+        init_state = task.init_state  # Kept: JAX forgets a trace together with its function.
+        abstract = sharding.abstract(init_state, mesh, init_key)
         restored = checkpointer.restore(abstract, iterator)
         if restored is None or restored[1] < schedule.num_steps:
             begin()
@@ -176,7 +177,7 @@ def train(
             log.info("%s: resumed at step %d of %d", task.name, start, schedule.num_steps)
         else:
             given = (initial(),) if initial else ()
-            state, start = sharding.make(task.init_state, init_key, *given, like=abstract), 0
+            state, start = sharding.make(init_state, init_key, *given, like=abstract), 0
             del given  # Which is as large as the model.
         if start >= schedule.num_steps:
             return state
@@ -220,9 +221,9 @@ def train(
                 batch = sharding.place_batch(batch, mesh)
                 with startup.part("tracing"):
                     step_key = jax.random.fold_in(steps_key, step)
-                    if is_first:
-                        report.step_flops = count_flops(task, state, batch, step_key)
                     state, metrics = run_step(state, task.frozen, batch, step_key)
+                    if is_first:  # While it runs, and after JAX has traced it, which it does once.
+                        report.step_flops = count_flops(task, state, batch, step_key)
                 if is_first:
                     with startup.part("step"):
                         jax.block_until_ready(metrics)

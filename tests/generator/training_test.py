@@ -1,5 +1,7 @@
 """Training the generator on one batch."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -52,19 +54,26 @@ def batch():
     return {"image": image, "label": jnp.arange(8, dtype=jnp.int32)}
 
 
-def fresh_state(task):
-    return sharding.make(task.init_state, jax.random.key(2))
+@functools.cache
+def _start(task):
+    state = sharding.make(task.init_state, jax.random.key(2))
+    return state, make_step(task, state)
+
+
+def start(task):
+    """The first state, a copy as a step takes its memory, and the step, which is traced once."""
+    state, run = _start(task)
+    return jax.tree.map(jnp.copy, state), run
 
 
 def step_once(task, batch, key=3):
-    state = fresh_state(task)
-    return make_step(task, state)(state, task.frozen, batch, jax.random.key(key))
+    state, run = start(task)
+    return run(state, task.frozen, batch, jax.random.key(key))
 
 
 def train(task, batch, num_steps):
     """The state after some steps, and the metrics of each."""
-    state, history = fresh_state(task), []
-    run = make_step(task, state)
+    (state, run), history = start(task), []
     for step in range(num_steps):
         state, metrics = run(state, task.frozen, batch, jax.random.key(step))
         history.append(jax.device_get(metrics))
@@ -132,7 +141,7 @@ def test_repa_aligns_the_tapped_tokens(make_task, batch):
     module = VisionTransformer(14, width=32, num_heads=2, native_grid=3, layer_scale=True)
     features = jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, 14, 14, 3)))
     task = make_task(Frozen(module, features), repa={"weight": 0.5, "depth": 1, "hidden": 32})
-    first_kernel = np.array(fresh_state(task).params["projector"]["linear1"]["kernel"])
+    first_kernel = np.array(start(task)[0].params["projector"]["linear1"]["kernel"])
     state, history = train(task, batch, 10)
     last = history[-1]
     terms = {"final": 1.0, "content": 1.0, "structure": 1.0, "repa": 0.5}

@@ -1,5 +1,6 @@
 """The loop around a task that is a single number."""
 
+import collections
 import logging
 import time
 
@@ -76,6 +77,22 @@ def train(digits_dir, tmp_path):
         )
 
     return run
+
+
+def test_the_first_state_and_the_step_are_traced_once(train):
+    traced = collections.Counter()
+
+    class Seen(Counting):
+        def init_state(self, *args):
+            traced["init_state"] += 1
+            return super().init_state(*args)
+
+        def step(self, *args):
+            traced["step"] += 1
+            return super().step(*args)
+
+    train(Seen())
+    assert traced == {"init_state": 1, "step": 1}
 
 
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(train):
