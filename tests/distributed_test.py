@@ -172,6 +172,7 @@ def training(data_dir, workdir: pathlib.Path, processes: int, devices: int, *cha
     config = {
         "data.data_dir": data_dir,
         "data.image_size": 8,
+        "stages": (0, 4),
         "tokenizer.model.multipliers": (1, 1),
         "tokenizer.model.latent_channels": 4,
         "tokenizer.model.vocab_size": 16,

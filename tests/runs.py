@@ -13,7 +13,11 @@ STEPS = 20  # Of each training.
 
 
 def short(config: ConfigDict) -> ConfigDict:
-    """A tiny config with STEPS steps of each training and a checkpoint every three."""
+    """A tiny config with STEPS steps of each training and a checkpoint every three.
+
+    It paints two stages alone: every process that is started traces all that are painted.
+    """
+    config.stages = (0, 4)
     for training in (config.tokenizer.training, config.generator.training):
         training.batch_size = 4
         training.epochs = STEPS / 359  # Steps of an epoch of 1,437 images.
@@ -30,6 +34,7 @@ def command(config, workdir) -> list[str]:
         "data.image_size": config.data.image_size,
         "data.resize_ratio": config.data.resize_ratio,
         "frozen.random": config.frozen.random,
+        "stages": config.stages,
         "tokenizer.scale_batches": config.tokenizer.scale_batches,
         "sampling.num_samples": 10,
         "sampling.batch_size": 10,
