@@ -131,9 +131,9 @@ def measure(
 
 
 def fresh_state(task: Task) -> Any:
-    mesh, key = sharding.create_mesh(), jax.random.key(0)
-    like = sharding.abstract(task.init_state, mesh, key)
-    return sharding.make(task.init_state, key, like=like)
+    init_state, key = task.init_state, jax.random.key(0)
+    like = sharding.abstract(init_state, sharding.create_mesh(), key)
+    return sharding.make(init_state, key, like=like)
 
 
 def main() -> None:
