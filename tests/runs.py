@@ -15,7 +15,7 @@ STEPS = 20  # Of each training.
 def short(config: ConfigDict) -> ConfigDict:
     """A tiny config with STEPS steps of each training and a checkpoint every three.
 
-    It paints two stages alone: every process that is started traces all that are painted.
+    It paints only two stages, since every process traces each of them anew.
     """
     config.stages = (0, 4)
     for training in (config.tokenizer.training, config.generator.training):
