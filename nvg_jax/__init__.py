@@ -8,7 +8,7 @@ __version__ = "0.2.0.dev0"
 
 START_TIME = time.monotonic()  # Of the process, but for what Python itself needs.
 
-# TensorFlow prepares data and writes summaries; without this it opens with notes on its arithmetic.
+# TensorFlow prepares data; without this it opens with notes on its arithmetic.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 
 from nvg_jax import granularity, hardware, visualize
 from nvg_jax.errors import UserError
+from nvg_jax.training.summaries import SummaryWriter
 
 log = logging.getLogger(__name__)
 Metrics = dict[str, Any]
@@ -37,7 +40,7 @@ class Report:
         self._batch_size = batch_size
         self._directory = directory
         self._is_writer = jax.process_index() == 0
-        self._writer: Any = None
+        self._writer: SummaryWriter | None = None
         self._failing: set[str] = set()
         self._write("summaries", lambda writer: None)
         self._steps: list[Metrics] = []
@@ -77,10 +80,10 @@ class Report:
     def write_pictures(self, step: int, pictures: dict[str, np.ndarray]) -> None:
         """Writes pictures to TensorBoard and as PNG files."""
 
-        def write(writer: Any) -> None:
+        def write(writer: SummaryWriter) -> None:
             for name, picture in pictures.items():
                 visualize.save_png(f"{self._directory}/pictures/{name}_{step:08d}.png", picture)
-            writer.write_images(step, {name: image[None] for name, image in pictures.items()})
+            writer.write_images(step, pictures)
 
         self._write("pictures", write)
 
@@ -88,7 +91,7 @@ class Report:
         if self._writer:
             self._write("summaries", lambda writer: writer.close())
 
-    def _write(self, what: str, write: Callable[[Any], None]) -> None:
+    def _write(self, what: str, write: Callable[[SummaryWriter], None]) -> None:
         """Calls `write` with the summaries' writer, on the process that writes them.
 
         what: is written; that it cannot be is said once for each. Pictures are large: where they
@@ -96,18 +99,16 @@ class Report:
         """
         if not self._is_writer:
             return
-        # Not at the top: TensorFlow takes seconds, and only this process of a training needs it.
-        import tensorflow as tf
-        from clu import metric_writers
-
         try:
-            self._writer = self._writer or metric_writers.SummaryWriter(self._directory)
+            self._writer = self._writer or SummaryWriter(self._directory)
             write(self._writer)
-            self._writer.flush()
             self._failing.discard(what)
-        except (OSError, UserError, tf.errors.OpError) as error:
+        except (OSError, UserError, *_errors_of_buckets()) as error:
             # Nobody reads on after a record that is half written: the next one begins a file.
-            self._writer = None
+            if self._writer:
+                with contextlib.suppress(OSError, *_errors_of_buckets()):
+                    self._writer.close()
+                self._writer = None
             if what not in self._failing:
                 reason = str(error.__cause__ or error).splitlines()[0].split("; ")[-1]
                 log.warning(
@@ -117,6 +118,12 @@ class Report:
                     reason,
                 )
             self._failing.add(what)
+
+
+def _errors_of_buckets() -> tuple[type[Exception], ...]:
+    """What writing there raises beside OSError: by TensorFlow, and only where it was imported."""
+    tensorflow = sys.modules.get("tensorflow")
+    return (tensorflow.errors.OpError,) if tensorflow else ()
 
 
 def _summarise(steps: list[Metrics]) -> Metrics:

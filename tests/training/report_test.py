@@ -1,12 +1,16 @@
 """What the report says against what happened."""
 
+import io
 import logging
+import subprocess
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 
@@ -77,7 +81,22 @@ def test_utilisation_is_what_a_step_takes_of_the_peak(report, tmp_path, caplog, 
 def test_pictures_are_written_as_files(report, tmp_path):
     picture = np.full((8, 8, 3), 7, np.uint8)
     report.write_pictures(12, {"samples": picture})
+    report.close()
     assert (tmp_path / "pictures" / "samples_00000012.png").exists()
+    events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
+    (event,) = events.Tensors("samples")
+    width, height, png = make_ndarray(event.tensor_proto)
+    assert event.step == 12 and (width, height) == (b"8", b"8")
+    np.testing.assert_array_equal(Image.open(io.BytesIO(png)), picture)
+
+
+def test_writing_imports_no_tensorflow(tmp_path):
+    """It would take every training eight seconds of a core."""
+    code = (
+        "import sys; from nvg_jax.training.report import Report; "
+        f"Report('a', {str(tmp_path)!r}, 1, 1, 0).close(); assert 'tensorflow' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_full_disk_ends_no_training(tmp_path, caplog):
