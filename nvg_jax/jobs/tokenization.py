@@ -33,12 +33,14 @@ def cache_directory(config: ConfigDict, workdir: str) -> str:
     """Where a training finds tokens in place of images; '' if it tokenizes images on the fly.
 
     That is `config.token_cache.directory`. Where it is empty, a cache in the workdir saves work if
-    all crops of an image are the same and nothing else needs the images. Baselines have none.
+    images come again, all crops of an image are the same and nothing else needs the images.
+    Baselines have none.
     """
     if config.token_cache.directory:
         return config.token_cache.directory
-    needs_images = config.generator.training.repa.weight or config.method != "nvg"
-    if needs_images or files.is_remote(workdir):
+    training = config.generator.training
+    needs_images = training.repa.weight or config.method != "nvg"
+    if needs_images or training.epochs <= 1 or files.is_remote(workdir):
         return ""
     return _in(workdir) if pipeline.has_one_crop(config.data) else ""
 
