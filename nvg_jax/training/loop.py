@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu.parameter_overview import count_parameters
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 from ml_collections import ConfigDict
@@ -183,8 +184,9 @@ def train(
             return state
 
         log.info(
-            "%s: %d steps of %d images; the first is compiled, which takes a minute or more",
+            "%s, %s parameters: %d steps of %d images; the first takes a minute or more to compile",
             task.name,
+            f"{count_parameters(abstract.params):,}",
             schedule.num_steps - start,
             schedule.batch_size,
         )

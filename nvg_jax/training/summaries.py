@@ -25,8 +25,8 @@ _numbers = itertools.count()  # Of the files of this process.
 class SummaryWriter:
     """Writes numbers and pictures of steps to a new event file in a folder, or in a bucket.
 
-    Everything raises what the folder's file system raises: an OSError, or of a bucket one of
-    TensorFlow's. After that nothing more should be written to the file, which may end amid a record.
+    Raises what the file system does: an OSError, or of a bucket one of TensorFlow's. After that
+    nothing more should be written to the file, which may end amid a record.
     """
 
     def __init__(self, directory: epath.PathLike):

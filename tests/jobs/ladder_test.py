@@ -27,7 +27,7 @@ def painted(tiny_config, tmp_path_factory):
     """The config and workdir of a finished training with the stages 0, 2 and 4, made once."""
     workdir = tmp_path_factory.getbasetemp() / "painted"
     tiny_config.stages = (0, 2, 4)
-    tiny_config.generator.training.epochs = 23 / 22  # More than one: then images are tokenized once.
+    tiny_config.generator.training.epochs = 23 / 22  # Images come again: tokens are kept.
     if not workdir.exists():
         jobs.train(tiny_config, str(workdir))
     return tiny_config, str(workdir)
