@@ -40,7 +40,7 @@ def get_config(
 
     config.token_cache = cache = ml_collections.ConfigDict()
     # Tokenized images, read in place of images. Empty: tokenize on the fly, or in the workdir once
-    # for all if there is only one crop of each image.
+    # for all if there is only one crop of each image, and more than one epoch.
     cache.directory = ""
     cache.num_crops = 8  # Random crops of each image that the job `tokenize` writes.
     cache.batch_size = 256

@@ -64,7 +64,8 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
 
 def compile_step(step: Any, mesh: Mesh, state: Any, *others: Any) -> Compiled:
     """Compiles a step, as `loop.make_step` gives it, for abstract arguments in their places."""
-    return _compile(step, mesh, _bytes_of_a_device(state), state, *others)
+    with Progress("compiling", 1, "program"):
+        return _compile(step, mesh, _bytes_of_a_device(state), state, *others)
 
 
 def compile_program(function: Callable[..., Any], mesh: Mesh, *args: Any) -> Compiled:
@@ -82,7 +83,7 @@ def _bytes_of_a_device(tree: Any) -> int:
 
 def _compile(program: Any, mesh: Mesh, state_bytes: int, *args: Any) -> Compiled:
     try:
-        with jax.set_mesh(mesh), Progress("compiling", 1, "program"):
+        with jax.set_mesh(mesh):
             compiled = program.trace(*args).lower().compile()
     except JaxRuntimeError as error:
         needed = memory_needed(str(error), state_bytes)

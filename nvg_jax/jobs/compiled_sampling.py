@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-import logging
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -21,11 +20,11 @@ from nvg_jax.generator import sampler
 from nvg_jax.generator.given import given_structure
 from nvg_jax.generator.model import build_generator
 from nvg_jax.granularity import GranularitySequence
+from nvg_jax.progress import track
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.training import flops
 
-log = logging.getLogger(__name__)
 PARTS = ("content", "structure", "decoder")
 
 
@@ -127,8 +126,8 @@ class _Programs:
         programs = {program: None for part in reversed(PARTS) for program in calls[part]}
         limit = self._chip.memory if self._chip else math.inf
         memory, fits = 0, True
-        log.info("%d image(s): up to %d programs to compile", batch_size, len(programs))
-        for program in programs:
+        what = f"compiling for {batch_size:,} image(s)"
+        for program in track(programs, what, unit="program"):
             compiled = self._compiled(program)
             memory = max(memory, compiled.memory + self.weights - program.weights)
             fits = compiled.traffic is not None and memory <= limit
