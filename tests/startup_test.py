@@ -95,7 +95,6 @@ def test_the_second_start_of_a_training_is_faster(tiny_config, tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
     tiny_config.frozen.random = True
     tiny_config.stages = (0, 4)
-    tiny_config.data.resize_ratio = 1.25  # Else its tokens would stay those of the first tokenizer.
     tiny_config.generator.training.epochs = 1 / 22
     seconds = []
     for epochs in (1 / 22, 2 / 22):
