@@ -276,36 +276,47 @@ def crowds_dir(tmp_path_factory) -> str:
     return first_scenes(Crowds, str(tmp_path_factory.mktemp("crowds")))
 
 
-@pytest.fixture
-def tiny_config(digits_dir) -> ConfigDict:
+@pytest.fixture(scope="session")
+def make_tiny_config(digits_dir) -> Callable[[], ConfigDict]:
     """The digits config with models and trainings so small that a job takes seconds."""
-    config = nvg_digits.get_config()
-    config.data.data_dir = digits_dir
-    config.data.image_size = 8
-    model = config.tokenizer.model
-    model.multipliers, model.latent_channels, model.vocab_size = (1, 1), 4, 16
-    config.tokenizer.scale_batches = 2
-    model = config.generator.model
-    model.depth, model.content_width, model.structure_width = 1, 32, 32
-    model.content_heads = 1
-    for training in (config.tokenizer.training, config.generator.training):
-        training.batch_size = 64
-        training.epochs = 6 / 22  # Steps of an epoch of 1,437 images.
-        training.log_every = 2
-        training.checkpoint_every = 2
-        training.image_every = 4
-    config.sampling.num_samples = 20
-    config.sampling.batch_size = 10
-    config.sampling.flow_steps = 2
-    evaluation = config.evaluation
-    evaluation.metrics = tuple(name for name in evaluation.metrics if name != "ssim")  # 8 pixels.
-    evaluation.num_samples = 20
-    evaluation.classifier.epochs = 2.0
-    evaluation.variation.num_references = 3
-    evaluation.variation.num_samples = 2
-    evaluation.structure_gap.num_samples = 40
-    config.control.num_samples = 2
-    return config
+
+    def make() -> ConfigDict:
+        config = nvg_digits.get_config()
+        config.data.data_dir = digits_dir
+        config.data.image_size = 8
+        model = config.tokenizer.model
+        model.multipliers, model.latent_channels, model.vocab_size = (1, 1), 4, 16
+        config.tokenizer.scale_batches = 2
+        model = config.generator.model
+        model.depth, model.content_width, model.structure_width = 1, 32, 32
+        model.content_heads = 1
+        for training in (config.tokenizer.training, config.generator.training):
+            training.batch_size = 64
+            training.epochs = 6 / 22  # Steps of an epoch of 1,437 images.
+            training.log_every = 2
+            training.checkpoint_every = 2
+            training.image_every = 4
+        config.sampling.num_samples = 20
+        config.sampling.batch_size = 12  # Which four devices can share.
+        config.sampling.flow_steps = 2
+        evaluation = config.evaluation
+        evaluation.metrics = tuple(
+            name for name in evaluation.metrics if name != "ssim"
+        )  # 8 pixels.
+        evaluation.num_samples = 20
+        evaluation.classifier.epochs = 2.0
+        evaluation.variation.num_references = 3
+        evaluation.variation.num_samples = 2
+        evaluation.structure_gap.num_samples = 40
+        config.control.num_samples = 2
+        return config
+
+    return make
+
+
+@pytest.fixture
+def tiny_config(make_tiny_config) -> ConfigDict:
+    return make_tiny_config()
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 @pytest.fixture
 def config(tiny_config):
-    tiny_config.data.resize_ratio = 1.25  # Of several crops, so that both trainings read images.
+    tiny_config.data.resize_ratio = 1.25  # So that random crops matter.
     tiny_config.generator.model.drop_path = 0.2  # So that the random keys matter.
     return short(tiny_config)
 

@@ -16,14 +16,13 @@ def test_four_devices_share_what_they_can_and_say_what_they_cannot(run_program):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["tokenizer", "generator"])
-def test_every_mesh_has_the_losses_and_the_samples_of_one_device(run_program, task):
-    print(run_program("every_mesh", task, devices=8))
+def test_a_mesh_of_all_axes_has_the_losses_and_the_samples_of_one_device(run_program):
+    print(run_program("all_axes", devices=8))
 
 
 @pytest.mark.slow
 def test_a_step_over_four_devices_is_the_step_over_one(run_program):
-    """Batch norm, LeCAM and micro-batches included."""
+    """On the batch's axis, with batch norm, LeCAM and micro-batches."""
     run_program("sharded_step", devices=4)
 
 

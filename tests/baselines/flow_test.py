@@ -29,15 +29,21 @@ def small(random_variables):
 
 def test_a_latent_comes_back_as_it_is(small):
     tokenizer, _, variables, _ = small
+
+    @jax.jit
+    def run(images):
+        sequence, canvases = tokenizer.apply(variables, images, method="tokenize")
+        again = tokenizer.apply(variables, sequence, method="canvases")
+        latent = tokenizer.apply(variables, images, method="encode")
+        decoded = tokenizer.apply(variables, latent, method="decode")
+        return sequence, (canvases, again), latent, decoded, tokenizer.apply(variables, images)
+
     images = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1.0)
-    sequence, canvases = tokenizer.apply(variables, images, method="tokenize")
-    latent = tokenizer.apply(variables, images, method="encode")
+    sequence, both, latent, decoded, trained = run(images)
     assert sequence.structure is None and tokenizer.by_stage(sequence.tokens) == []
-    for found in (canvases, tokenizer.apply(variables, sequence, method="canvases")):
-        np.testing.assert_array_equal(found, np.stack([0 * latent, latent], axis=1))
-    trained = tokenizer.apply(variables, images)
+    for canvases in both:
+        np.testing.assert_array_equal(canvases, np.stack([0 * latent, latent], axis=1))
     assert trained.quantized.loss == 0
-    decoded = tokenizer.apply(variables, latent, method="decode")
     np.testing.assert_allclose(np.clip(trained.images, -1, 1), decoded, atol=1e-6)
 
 

@@ -1,5 +1,7 @@
 """The laws of VAR: its pyramid, what its tokens look at, and that caching changes nothing."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,9 +72,9 @@ def test_brushes_sum_to_the_quantized_latent_and_tokens_say_it_all(small):
 def test_one_scale_as_large_as_the_grid_is_plain_vector_quantization():
     quantizer = PyramidQuantizer(16, 4, (4, 4), scales=(4,))
     latent = jax.random.normal(jax.random.key(0), (2, 16, 4))
-    variables = quantizer.init(jax.random.key(1), latent, None)
+    variables = jax.jit(quantizer.init)(jax.random.key(1), latent, None)
     params = variables["params"] | {"refiner_kernel": jnp.zeros((1, 3, 3, 4, 4))}
-    found = quantizer.apply(variables | {"params": params}, latent, None)
+    found = jax.jit(quantizer.apply)(variables | {"params": params}, latent, None)
     codebook = np.asarray(params["codebook"])
     distance = np.square(np.asarray(latent)[:, :, None] - codebook).sum(-1)
     np.testing.assert_array_equal(found.tokens, distance.argmin(-1))
@@ -120,7 +122,8 @@ def test_cached_sampling_is_the_likeliest_of_one_pass_over_what_was_drawn(
         class_id,
         jax.random.split(jax.random.key(4), 4),
     )
-    canvases = tokenizer.apply(tokenizer_variables, sequence, method="canvases")
+    paint = jax.jit(functools.partial(tokenizer.apply, method="canvases"))
+    canvases = paint(tokenizer_variables, sequence)
     scales = tokenizer_variables["stats"]["quantizer"]["canvas_scales"]
     inputs = generator.inputs(canvases, scales)
     logits, without = (logits_of(inputs, x) for x in (class_id, jnp.full_like(class_id, 3)))

@@ -93,7 +93,7 @@ def test_a_network_that_takes_its_guidance_is_trained_through_the_canvas_with_th
     stack = StackSizes(depth=1, width=32, num_heads=1)
     sizes = Sizes(stack, stack, (2, 2), latent_channels=3, vocab_size=7, num_classes=5)
     network = content.Content(dataclasses.replace(sizes, guided_content=True))
-    params = sharding.unnamed(network.init_params(jax.random.key(0)))
+    params = sharding.make(network.init_params, jax.random.key(0))
     params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size).reshape(x.shape)), params)
     structure = jnp.array([[0, 3, 1, 2], [2, 1, 0, 3]] * 2)
     sequence = granularity.GranularitySequence(structure, jnp.arange(28).reshape(4, 7) % 7)

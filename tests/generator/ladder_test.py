@@ -209,7 +209,7 @@ def test_samples_take_a_pass_for_each_painted_stage(sampling, monkeypatch):
     _assert_valid(last.structure)
     assert last.tokens.shape == (4, granularity.num_tokens(ladder))
     sequence = GranularitySequence(last.structure, last.tokens)
-    canvases = tokenizer.apply(variables, sequence, method="canvases")
+    canvases = jax.jit(functools.partial(tokenizer.apply, method="canvases"))(variables, sequence)
     for k, state in enumerate(found):
         np.testing.assert_allclose(state.canvas, canvases[:, k + 1], rtol=1e-4, atol=1e-4)
 
@@ -265,7 +265,9 @@ def test_training_on_a_ladder_lowers_its_losses(tiny_config):
     tokens = random.integers(0, tokenizer.vocab_size, (8, granularity.num_tokens((0, 2, 4))))
     batch = {"structure": jnp.asarray(_structure(8)), "tokens": jnp.asarray(tokens, jnp.int32)}
     batch |= {"label": jnp.arange(8, dtype=jnp.int32)}
-    state, history = sharding.make(task.init_state, jax.random.key(1)), []
+    key, history = jax.random.key(1), []
+    like = sharding.abstract(task.init_state, sharding.create_mesh(), key)
+    state = sharding.make(task.init_state, key, like=like)  # Where steps leave theirs.
     step = make_step(task, state)
     for number in range(12):
         state, metrics = step(state, task.frozen, batch, jax.random.key(number))

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from nvg_jax import granularity, keys
+from nvg_jax import granularity, keys, sharding
 from nvg_jax.generator.masked import MaskedBits
 from tests.generator.structures import BATCH, LENGTH, SPLITS, random_params
 
@@ -32,14 +32,17 @@ def test_the_loss_is_the_cross_entropy_of_masked_bits(sizes, examples):
     network = MaskedBits(sizes)
     params = random_params(network)
     (structure, _), canvases, class_id, image_keys = examples
-    found = network.loss(params, *examples)
+    found = jax.jit(network.loss)(params, *examples)
     masked = keys.uniform(image_keys, "mask", (SPLITS, LENGTH))
-    masked = np.asarray(masked < network.times(image_keys)[..., None])
+    masked, apply = (
+        np.asarray(masked < network.times(image_keys)[..., None]),
+        jax.jit(network.apply),
+    )
     for stage in range(SPLITS):
         bits = np.asarray(structure) >> (3 - stage) & 1
         shown = np.array(granularity.structure_embedding(structure, stage)) - 1
         shown[..., stage] = np.where(masked[:, stage], 0, 2 * bits - 1)
-        logits = network.apply(
+        logits = apply(
             {"params": params},
             jnp.asarray(shown),
             canvases[:, stage + 1],
@@ -63,7 +66,7 @@ def test_it_learns_what_the_canvas_shows(sizes, examples):
     answered = (sequence, jnp.stack([bits] * 6, axis=1), class_id, image_keys)
     change = jax.jit(jax.value_and_grad(lambda x: network.loss(x, *answered).mean()))
     optimizer, losses = optax.adam(3e-3), []
-    params = network.init_params(jax.random.key(0))
+    params = sharding.make(network.init_params, jax.random.key(0))
     state = optimizer.init(params)
     for _ in range(60):
         loss, gradient = change(params)
@@ -81,11 +84,9 @@ def test_only_masked_bits_and_known_channels_count(sizes, examples):
     other = examples[0]._replace(structure=finest)
     flat = dataclasses.replace(sizes, structure_rope=False)
     for changed in (network, MaskedBits(flat)):
-        np.testing.assert_allclose(
-            changed.loss(params, other, *others),
-            changed.loss(params, examples[0], *others),
-            rtol=1e-5,
-        )
+        loss = jax.jit(changed.loss)
+        found, expected = (loss(params, one, *others) for one in (other, examples[0]))
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 8])
@@ -106,7 +107,7 @@ def test_one_round_takes_the_upper_half_of_logits_and_noise(sizes, examples):
     (structure, _), canvases, class_id, image_keys = examples
     params, stage = random_params(network), 1
     found = scores(network, params, examples, stage, 1)[..., stage]
-    logits = network.apply(
+    logits = jax.jit(network.apply)(
         {"params": params},
         granularity.structure_embedding(structure, stage) - 1,
         canvases[:, stage + 1],

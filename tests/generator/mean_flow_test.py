@@ -16,7 +16,7 @@ from tests.generator.structures import BATCH, CLASSES, LENGTH, SPLITS, STACK, ra
 def test_it_starts_as_the_flow_that_it_is_made_of(sizes, examples):
     flow, mean_flow = StructureFlow(sizes), MeanFlow(sizes)
     params = random_params(flow)
-    new = sharding.unnamed(mean_flow.init_params(jax.random.key(3)))
+    new = sharding.make(mean_flow.init_params, jax.random.key(3))
     names = ("start", "interval", "guidance")
     assert new.keys() - params.keys() == {
         f"{name}_embed_{layer}" for name in names for layer in ("in", "out")
@@ -25,7 +25,7 @@ def test_it_starts_as_the_flow_that_it_is_made_of(sizes, examples):
     time = jnp.linspace(0, 1, BATCH)
     given = (flow.noise(image_keys), canvases[:, 2], structure, jnp.full(BATCH, 1), time, class_id)
     more = {"start": time, "interval": jnp.zeros(BATCH), "guidance": jnp.linspace(0, 1, BATCH)}
-    expected = flow.apply({"params": params}, *given)
+    expected = jax.jit(flow.apply)({"params": params}, *given)
     run = jax.jit(mean_flow.apply)
     np.testing.assert_allclose(
         run({"params": new | params}, *given, more=more), expected, atol=1e-5

@@ -121,7 +121,7 @@ def test_one_step_without_guidance_is_the_flows_own_prediction(golden, golden_se
     )
     x = granularity.structure_embedding(structure, network.sizes.last_stage) - 1
     start = jnp.where(jnp.arange(network.sizes.last_stage) < 2, x, noise)
-    velocity = network.apply(
+    velocity = jax.jit(network.apply)(
         {"params": params}, start, canvases[:, 3], structure, jnp.full(2, 2), jnp.ones(2), class_id
     )
     expected = (start - velocity)[..., 2:]

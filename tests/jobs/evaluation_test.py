@@ -279,7 +279,6 @@ jobs.evaluate(ConfigDict(json.loads(config)), workdir)
 @pytest.mark.slow
 def test_two_processes_of_two_devices_find_the_same(trained, tmp_path):
     config, workdir = trained
-    config.sampling.batch_size = 12
     config.evaluation.metrics += ("structure_stability",)
     together = tmp_path / "together"
     shutil.copytree(workdir, together, ignore=shutil.ignore_patterns("classifier", "reference*"))

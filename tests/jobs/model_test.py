@@ -118,7 +118,7 @@ def test_training_may_go_on_with_guidance_as_an_input_but_not_the_other_way(
         assert not any(new[name]["kernel"].any() for name in new if name.endswith("_out"))
     equal(params, old)
     given.generator.checkpoint = str(tmp_path / "guided")
-    variables = sharding.unnamed(guided.init_variables(jax.random.key(0)))
+    variables = sharding.make(guided.init_variables, jax.random.key(0))
     save_weights(given.generator.checkpoint, variables, guided.architecture)
     with pytest.raises(
         UserError, match="made with .*mean_flow, guided content.* config is for gen"

@@ -1,5 +1,7 @@
 """Training the tokenizer on one batch, and measuring its canvases."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,20 +20,38 @@ SCHEDULE = Schedule(8, num_steps=100, epoch_steps=5)
 KEY = jax.random.key(1)
 
 
-@pytest.fixture
-def task(tiny_config):
-    training = tiny_config.tokenizer.training
-    training.warmup_steps, training.codebook_warmup_epochs = 0, 1.0
-    return TokenizerTask(build_tokenizer(tiny_config), training, SCHEDULE)
+@pytest.fixture(scope="module")
+def make_task(make_tiny_config):
+    def make(**changes) -> TokenizerTask:
+        config = make_tiny_config()
+        training = config.tokenizer.training
+        training.warmup_steps, training.codebook_warmup_epochs = 0, 1.0
+        training.update(changes)
+        return TokenizerTask(build_tokenizer(config), training, SCHEDULE)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def task(make_task):
+    """As configured. Its step is traced and compiled once for all tests."""
+    return make_task()
 
 
 def fresh_state(task, variables=None):
-    return sharding.make(task.init_state, KEY, variables)
+    """Where steps leave theirs, so that these are compiled once."""
+    like = sharding.abstract(task.init_state, sharding.create_mesh(), KEY)
+    return sharding.make(task.init_state, KEY, variables, like=like)
+
+
+@functools.cache
+def step_of(task):
+    return make_step(task, fresh_state(task))
 
 
 def train(task, state, batch, num_steps):
     """The state after some steps, and the metrics of each."""
-    run, history = make_step(task, state), []
+    run, history = step_of(task), []
     for _ in range(num_steps):
         state, metrics = run(state, task.frozen, batch, jax.random.key(2))
         history.append(jax.device_get(metrics))
@@ -55,6 +75,20 @@ def test_loss_falls_and_metrics_are_complete(task, batch):
     assert last["canvas_error_by_stage"][-1] == 0.0
 
 
+@pytest.mark.slow
+def test_microbatches_give_the_same_gradient(task, make_task, batch):
+    """Without the discriminator, whose batch norm sees its micro-batch alone, for one."""
+    states = [train(one, fresh_state(one), batch, 1) for one in (task, make_task(microbatches=2))]
+    (whole, (metrics,)), (divided, (divided_metrics,)) = states
+    for name in ("loss", "loss/l1", "loss/quantization", "gradient_norm"):
+        np.testing.assert_allclose(metrics[name], divided_metrics[name], rtol=1e-4)
+    np.testing.assert_array_equal(metrics["token_counts"], divided_metrics["token_counts"])
+    # Adam's first moment is the gradient itself, up to a factor.
+    moments = [jax.tree.leaves(s.opt_state[1][0].mu) for s in (whole, divided)]
+    for one, other in zip(*moments, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max() + 1e-8)
+
+
 def test_the_warmup_moves_codes_that_no_cluster_chose(task, batch):
     variables = jax.device_get(fresh_state(task).ema)
     far = np.array(variables["params"]["quantizer"]["codebook"])
@@ -62,7 +96,8 @@ def test_the_warmup_moves_codes_that_no_cluster_chose(task, batch):
     variables["params"]["quantizer"]["codebook"] = far
 
     def moved(step):
-        state = fresh_state(task, variables).replace(step=jnp.int32(step))
+        state = fresh_state(task, variables)
+        state = state.replace(step=jax.device_put(jnp.int32(step), state.step.sharding))
         state, (metrics,) = train(task, state, batch, 1)
         assert metrics["token_counts"][:, 0].sum() == 0
         return np.abs(state.params["quantizer"]["codebook"][0] - far[0]).max()
@@ -75,7 +110,8 @@ def test_canvas_scales_are_one_over_the_standard_deviation(task, batch):
     variables = fresh_state(task).ema
     halves = batch["image"][:4], batch["image"][4:]
     scales = canvas_scales(with_canvas_scales(task.tokenizer, variables, halves))
-    _, canvases = task.tokenizer.apply(variables, batch["image"], method=Tokenizer.tokenize)
+    tokenize = jax.jit(functools.partial(task.tokenizer.apply, method=Tokenizer.tokenize))
+    _, canvases = tokenize(variables, batch["image"])
     assert scales[0] == 1.0
     np.testing.assert_allclose(scales[1:], 1 / np.std(canvases, axis=(0, 2, 3))[1:], rtol=1e-4)
 
@@ -95,11 +131,11 @@ def frozen():
 
 
 @pytest.fixture
-def make_full_task(tiny_config, frozen):
+def make_full_task(make_tiny_config, frozen):
     """Tasks with every loss, on images of 16 x 16."""
 
     def make(**changes) -> TokenizerTask:
-        config = tiny_config.copy_and_resolve_references()
+        config = make_tiny_config()
         config.data.image_size = 16
         training = config.tokenizer.training
         training.warmup_steps, training.schedule = 0, "linear"
@@ -147,23 +183,6 @@ def test_both_sides_learn_in_one_step_and_are_saved(make_full_task, large_batch,
         checkpointer.save(8, state)
         restored, _ = checkpointer.restore(abstract)
     jax.tree.map(np.testing.assert_array_equal, restored, state)
-
-
-@pytest.mark.slow
-def test_microbatches_give_the_same_gradient(make_full_task, large_batch):
-    """Without the discriminator, whose batch norm sees its micro-batch alone, for one."""
-    states = []
-    for microbatches in (1, 2):
-        task = make_full_task(lpips_weight=0.0, adversarial_weight=0.0, microbatches=microbatches)
-        states.append(train(task, fresh_state(task), large_batch, 1))
-    (whole, (metrics,)), (divided, (divided_metrics,)) = states
-    for name in ("loss", "loss/l1", "loss/quantization", "gradient_norm"):
-        np.testing.assert_allclose(metrics[name], divided_metrics[name], rtol=1e-4)
-    np.testing.assert_array_equal(metrics["token_counts"], divided_metrics["token_counts"])
-    # Adam's first moment is the gradient itself, up to a factor.
-    moments = [jax.tree.leaves(s.opt_state[1][0].mu) for s in (whole, divided)]
-    for one, other in zip(*moments, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-3 * np.abs(one).max() + 1e-8)
 
 
 @pytest.mark.parametrize("size", [8, 32])
