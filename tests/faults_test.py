@@ -94,7 +94,7 @@ def test_training_on_a_full_disk_says_so_and_goes_on_after(config, expected, tmp
     """It cannot keep what it ends with: one line and an exit code, and nothing else is lost."""
     with small_disk(tmp_path, "1g") as disk:
         workdir = disk.path / "run"
-        first = workdir / "tokenizer" / "checkpoints" / "3"
+        first = workdir / "tokenizer" / "checkpoints" / "4"
         with Training(command(config, workdir), tmp_path / "log") as training:
             training.wait_until(first.exists)
             disk.fill()

@@ -13,7 +13,7 @@ STEPS = 20  # Of each training.
 
 
 def short(config: ConfigDict) -> ConfigDict:
-    """A tiny config with STEPS steps of each training and a checkpoint every three.
+    """A tiny config with STEPS steps of each training and a checkpoint every four.
 
     It paints only two stages, since every process traces each of them anew.
     """
@@ -21,7 +21,7 @@ def short(config: ConfigDict) -> ConfigDict:
     for training in (config.tokenizer.training, config.generator.training):
         training.batch_size = 4
         training.epochs = STEPS / 359  # Steps of an epoch of 1,437 images.
-        training.checkpoint_every = 3
+        training.checkpoint_every = 4
         training.log_every = 10
         training.image_every = 1000
     return config
