@@ -1,4 +1,4 @@
-"""The photographs' config for a few steps of few stages: every loss, real-size frozen networks."""
+"""The photographs' config as it stands, for fewer steps: every loss, real-size frozen networks."""
 
 import json
 import pathlib
@@ -24,7 +24,6 @@ def test_the_loss_falls_and_no_stage_collapses(tmp_path):
             "--config.generator.training.repa.depth=2",
         ),
         *("--config.tokenizer.scale_batches=2", "--config.sampling.num_samples=4"),
-        "--config.stages=(0,5,6)",  # Compiled in half the time of all.
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -43,5 +42,5 @@ def test_the_loss_falls_and_no_stage_collapses(tmp_path):
     assert done.returncode == 0, done.stderr
     results = json.loads(pathlib.Path(tmp_path, "evaluation.json").read_text())
     # Stages 5 and 6 have more than 16 clusters.
-    assert min(results["codebook_usage_by_stage"][1:]) > 0.3
+    assert min(results["codebook_usage_by_stage"][5:]) > 0.3
     assert (tmp_path / "samples" / "grid.png").exists()

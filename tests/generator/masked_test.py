@@ -34,10 +34,8 @@ def test_the_loss_is_the_cross_entropy_of_masked_bits(sizes, examples):
     (structure, _), canvases, class_id, image_keys = examples
     found = jax.jit(network.loss)(params, *examples)
     masked = keys.uniform(image_keys, "mask", (SPLITS, LENGTH))
-    masked, apply = (
-        np.asarray(masked < network.times(image_keys)[..., None]),
-        jax.jit(network.apply),
-    )
+    masked = np.asarray(masked < network.times(image_keys)[..., None])
+    apply = jax.jit(network.apply)
     for stage in range(SPLITS):
         bits = np.asarray(structure) >> (3 - stage) & 1
         shown = np.array(granularity.structure_embedding(structure, stage)) - 1
