@@ -1,4 +1,4 @@
-"""Training states, and iterators over data, for tests of checkpoints."""
+"""Training states, and iterators over data."""
 
 from typing import Any
 
@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from nvg_jax import sharding
 
 ARCHITECTURE = "generator(width 64, 16 positions)"
 
@@ -31,6 +33,12 @@ def make_state(seed: int) -> State:
     _, opt_state = optimizer.update(params, optimizer.init(params), params)
     ema = jax.tree.map(lambda x: x * 3, params)
     return State(jnp.int32(seed), params, opt_state, ema)
+
+
+def first_state(task: Any, key: jax.Array, *given: Any) -> Any:
+    """A task's state before the first step, where steps leave theirs: these compile once."""
+    like = sharding.abstract(task.init_state, sharding.create_mesh(), key)
+    return sharding.make(task.init_state, key, *given, like=like)
 
 
 def make_large(step: int) -> State:

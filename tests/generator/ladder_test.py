@@ -20,6 +20,7 @@ from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer
 from nvg_jax.tokenizer.quantizer import Quantizer
 from nvg_jax.training.loop import Schedule, make_step
+from tests.states import first_state
 
 LAST, LENGTH, VOCAB, CHANNELS = 4, 16, 16, 4
 STACK = StackSizes(depth=1, width=32, num_heads=1)
@@ -265,9 +266,7 @@ def test_training_on_a_ladder_lowers_its_losses(tiny_config):
     tokens = random.integers(0, tokenizer.vocab_size, (8, granularity.num_tokens((0, 2, 4))))
     batch = {"structure": jnp.asarray(_structure(8)), "tokens": jnp.asarray(tokens, jnp.int32)}
     batch |= {"label": jnp.arange(8, dtype=jnp.int32)}
-    key, history = jax.random.key(1), []
-    like = sharding.abstract(task.init_state, sharding.create_mesh(), key)
-    state = sharding.make(task.init_state, key, like=like)  # Where steps leave theirs.
+    state, history = first_state(task, jax.random.key(1)), []
     step = make_step(task, state)
     for number in range(12):
         state, metrics = step(state, task.frozen, batch, jax.random.key(number))

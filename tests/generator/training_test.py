@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nvg_jax import sharding
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.vit import VisionTransformer
 from nvg_jax.frozen.weights import Frozen
@@ -17,6 +16,7 @@ from nvg_jax.generator.training import GeneratorTask
 from nvg_jax.tokenizer import inference
 from nvg_jax.tokenizer.model import build_tokenizer
 from nvg_jax.training.loop import Schedule, make_step
+from tests.states import first_state
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,7 @@ def batch():
 
 @functools.cache
 def _start(task):
-    key = jax.random.key(2)
-    like = sharding.abstract(task.init_state, sharding.create_mesh(), key)
-    state = sharding.make(task.init_state, key, like=like)  # Where steps leave theirs.
+    state = first_state(task, jax.random.key(2))
     return state, make_step(task, state)
 
 

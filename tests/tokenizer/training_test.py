@@ -15,6 +15,7 @@ from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.tokenizer.model import Tokenizer, build_tokenizer, canvas_scales
 from nvg_jax.tokenizer.training import TokenizerTask, with_canvas_scales
 from nvg_jax.training.loop import Schedule, make_step
+from tests.states import first_state
 
 SCHEDULE = Schedule(8, num_steps=100, epoch_steps=5)
 KEY = jax.random.key(1)
@@ -39,9 +40,7 @@ def task(make_task):
 
 
 def fresh_state(task, variables=None):
-    """Where steps leave theirs, so that these are compiled once."""
-    like = sharding.abstract(task.init_state, sharding.create_mesh(), KEY)
-    return sharding.make(task.init_state, KEY, variables, like=like)
+    return first_state(task, KEY, variables)
 
 
 @functools.cache
