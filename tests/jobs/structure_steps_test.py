@@ -20,7 +20,8 @@ def sweep(trained, tmp_path):
     return run
 
 
-def test_rows_that_are_there_are_not_measured_again(sweep, tmp_path, monkeypatch):
+def test_rows_that_are_there_are_not_measured_again(sweep, trained, tmp_path, monkeypatch):
+    batch = trained[0].sampling.batch_size
     first = sweep(["1", "3"], ["all"], ["0"])
     asked, generate = [], structure_steps.generate
 
@@ -30,14 +31,14 @@ def test_rows_that_are_there_are_not_measured_again(sweep, tmp_path, monkeypatch
 
     monkeypatch.setattr(structure_steps, "generate", counted)
     assert sweep(["1", "3"], ["all"], ["0"]) == first
-    picture = [((), steps, 10, 0) for steps in (1, 3)]
+    picture = [((), steps, batch, 0) for steps in (1, 3)]
     assert asked == picture
     asked.clear()
     rows = sweep(["1"], ["all", "0+1"], ["0", "7"])
     assert rows[0] == first[0]
     # A batch of each setting for the picture, which compiles, before what is measured.
     assert asked == [
-        *((stages, 1, 10, 0) for stages in ((), (0, 1))),
+        *((stages, 1, batch, 0) for stages in ((), (0, 1))),
         ((0, 1), 1, 20, 0),
         *((stages, 1, 20, 7) for stages in ((), (0, 1))),
     ]
