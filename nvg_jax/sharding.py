@@ -154,11 +154,13 @@ class _Named(nn.LogicallyPartitioned):
 
 def named(init: Callable[..., jax.Array], *names: str | None) -> Callable[..., _Named]:
     """An initialiser whose parameter has logical names for its axes; None for an axis in one."""
+    return functools.partial(_make_named, init, names)
 
-    def named_init(*args: Any, **options: Any) -> _Named:
-        return _Named(init(*args, **options), names)
 
-    return named_init
+def _make_named(
+    init: Callable[..., jax.Array], names: tuple[str | None, ...], *args: Any, **options: Any
+) -> _Named:
+    return _Named(init(*args, **options), names)
 
 
 def unnamed(tree: Tree) -> Tree:

@@ -51,14 +51,12 @@ def dense(
     )
 
 
-def _flat_xavier(num_inputs: int, *axes: str | None) -> Any:
+def _flat_xavier(
+    key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *, num_inputs: int
+) -> Array:
     """`xavier` of a kernel whose first `num_inputs` axes are those of what comes in."""
-
-    def init(key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Array:
-        flat = math.prod(shape[:num_inputs]), math.prod(shape[num_inputs:])
-        return xavier(key, flat, dtype).reshape(shape)
-
-    return named(init, *axes)
+    flat = math.prod(shape[:num_inputs]), math.prod(shape[num_inputs:])
+    return xavier(key, flat, dtype).reshape(shape)
 
 
 def _token_dot_general(
@@ -69,18 +67,20 @@ def _token_dot_general(
     Summing a weight's gradient over batch and tokens as two axes takes XLA's CPU backend three
     times as long; on other backends the reshape would only cost.
     """
-
-    def product(x: Array, kernel: Array) -> Array:
-        return jax.lax.dot_general(x, kernel, dimension_numbers, precision, **options)
-
-    def flat_product(x: Array, kernel: Array) -> Array:
-        (summed, _), _ = dimension_numbers
-        tokens, features = x.shape[: -len(summed)], kernel.shape[len(summed) :]
-        width = math.prod(kernel.shape[: len(summed)])
-        flat = jnp.matmul(x.reshape(-1, width), kernel.reshape(width, -1), precision=precision)
-        return flat.reshape(*tokens, *features)
-
+    (summed, _), _ = dimension_numbers
+    product = functools.partial(
+        jax.lax.dot_general, dimension_numbers=dimension_numbers, precision=precision, **options
+    )
+    flat_product = functools.partial(_flat_product, num_summed=len(summed), precision=precision)
     return jax.lax.platform_dependent(x, kernel, cpu=flat_product, default=product)
+
+
+def _flat_product(x: Array, kernel: Array, num_summed: int, precision: Any) -> Array:
+    """The product over the last `num_summed` axes of x and the first ones of the kernel."""
+    tokens, features = x.shape[:-num_summed], kernel.shape[num_summed:]
+    width = math.prod(kernel.shape[:num_summed])
+    flat = jnp.matmul(x.reshape(-1, width), kernel.reshape(width, -1), precision=precision)
+    return flat.reshape(*tokens, *features)
 
 
 def embed(num_embeddings: int, features: int, name: str | None = None) -> nn.Embed:
@@ -141,7 +141,8 @@ class _Fork(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T parts D"]]:
         shape = (x.shape[-1], sum(self.parts), self.width)
-        kernel = self.param("kernel", _flat_xavier(1, "embed", None, "hidden"), shape)
+        init = functools.partial(_flat_xavier, num_inputs=1)
+        kernel = self.param("kernel", named(init, "embed", None, "hidden"), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         ends = np.cumsum(self.parts)[:-1]
@@ -163,7 +164,8 @@ class _Join(nn.Module):
     @nn.compact
     def __call__(self, *xs: Float[Array, "B T _ D"]) -> Float[Array, "B T D"]:
         shape = (sum(self.parts), self.width, self.width)
-        kernel = self.param("kernel", _flat_xavier(2, None, "hidden", "embed"), shape)
+        init = functools.partial(_flat_xavier, num_inputs=2)
+        kernel = self.param("kernel", named(init, None, "hidden", "embed"), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[2:])
         kernel, bias, *xs = nn.dtypes.promote_dtype(kernel, bias, *xs, dtype=self.dtype)
         kernels = jnp.split(kernel, np.cumsum(self.parts)[:-1])
