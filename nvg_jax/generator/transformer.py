@@ -51,14 +51,6 @@ def dense(
     )
 
 
-def _flat_xavier(
-    key: Array, shape: tuple[int, ...], dtype: Any = jnp.float32, *, num_inputs: int
-) -> Array:
-    """`xavier` of a kernel whose first `num_inputs` axes are those of what comes in."""
-    flat = math.prod(shape[:num_inputs]), math.prod(shape[num_inputs:])
-    return xavier(key, flat, dtype).reshape(shape)
-
-
 def _token_dot_general(
     x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **options: Any
 ) -> Array:
@@ -141,7 +133,7 @@ class _Fork(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T D"]) -> list[Float[Array, "B T parts D"]]:
         shape = (x.shape[-1], sum(self.parts), self.width)
-        init = functools.partial(_flat_xavier, num_inputs=1)
+        init = nn.initializers.xavier_uniform(in_axis=0, out_axis=(1, 2))
         kernel = self.param("kernel", named(init, "embed", None, "hidden"), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[1:])
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
@@ -164,7 +156,7 @@ class _Join(nn.Module):
     @nn.compact
     def __call__(self, *xs: Float[Array, "B T _ D"]) -> Float[Array, "B T D"]:
         shape = (sum(self.parts), self.width, self.width)
-        init = functools.partial(_flat_xavier, num_inputs=2)
+        init = nn.initializers.xavier_uniform(in_axis=(0, 1), out_axis=2)
         kernel = self.param("kernel", named(init, None, "hidden", "embed"), shape)
         bias = self.param("bias", nn.initializers.zeros, shape[2:])
         kernel, bias, *xs = nn.dtypes.promote_dtype(kernel, bias, *xs, dtype=self.dtype)
