@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool
 from ml_collections import ConfigDict
 
-from nvg_jax import checkpoint, files, keys, pretrained, sharding
-from nvg_jax.arrays import check_architecture
+from nvg_jax import checkpoint, files, keys, pretrained, seal, sharding
+from nvg_jax.arrays import absolute, check_architecture
+from nvg_jax.distributed import agreed
 from nvg_jax.errors import UserError
 from nvg_jax.frozen.weights import Frozen, load_network
 from nvg_jax.jobs.job import job
@@ -158,12 +159,17 @@ def export(config: ConfigDict, workdir: str) -> None:
     """Writes the averaged weights to `export/`, for any job: `tokenizer` and `generator`.
 
     They are directories or, with `config.export.format` 'safetensors', files of that suffix.
-    Parameters are rounded to `config.export.dtype`; what was measured, as the canvas scales, is
+    A tokenizer whose generator has not been trained, nor is named, is exported alone. Parameters
+    are rounded to `config.export.dtype`; what was measured, as the canvas scales, is
     float32. UserError: a parameter is too large for the dtype, or something is there already.
     """
-    model = load_model(config, workdir)
+    steps = seal.steps(absolute(f"{workdir}/generator/checkpoints"))
+    generator = agreed(given_weights(config, "generator") or " ".join(map(str, steps)))
+    if not generator:
+        log.info("no generator in %s yet: only the tokenizer is exported", workdir)
+    model = load_model(config, workdir, with_generator=bool(generator))
     suffix = {"orbax": "", "safetensors": ".safetensors"}[config.export.format]
-    for name in ("tokenizer", "generator"):
+    for name in model.sources:
         module, variables = getattr(model, name), getattr(model, f"{name}_variables")
         path = epath.Path(workdir) / "export" / f"{name}{suffix}"
         params, are_finite = _rounded(variables["params"], config.export.dtype)

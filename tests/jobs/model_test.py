@@ -1,6 +1,7 @@
 """Trained models taken from one place to another."""
 
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -64,6 +65,21 @@ def test_parameters_are_rounded_and_what_was_measured_is_not(
             lambda x: x.astype(dtype).astype(jnp.float32), getattr(exact, name)["params"]
         )
         equal(getattr(rounded, name)["params"], expected)
+
+
+def test_a_tokenizer_without_a_generator_is_exported_alone(trained, tmp_path, caplog):
+    config, workdir = trained
+    whole = jobs.load_model(config, workdir)
+    shutil.copytree(f"{workdir}/tokenizer", tmp_path / "tokenizer")
+    # A training of the generator that has saved nothing yet.
+    (tmp_path / "generator" / "checkpoints").mkdir(parents=True)
+    with caplog.at_level("INFO", logger="nvg_jax"):
+        jobs.export(config, str(tmp_path))
+    assert f"no generator in {tmp_path} yet: only the tokenizer is exported" in caplog.messages
+    assert [path.name for path in (tmp_path / "export").iterdir()] == ["tokenizer"]
+    config.tokenizer.checkpoint = str(tmp_path / "export" / "tokenizer")
+    alone = jobs.load_model(config, str(tmp_path), with_generator=False)
+    equal(alone.tokenizer_variables, whole.tokenizer_variables)
 
 
 def test_what_a_dtype_cannot_hold_is_not_exported(trained, exported, tmp_path):
