@@ -92,4 +92,4 @@ def test_the_installed_command_samples_from_any_directory(wheel, tmp_path):
     assert done.returncode == 0, done.stderr
     file, datasets = json.loads(done.stdout)
     assert file == str(installed / "nvg_jax" / "__init__.py")
-    assert len(datasets) == len(configs.names()) == 12
+    assert len(datasets) == len(configs.names()) == 13

@@ -43,6 +43,14 @@ def folder(tmp_path):
     return tmp_path / "digits"
 
 
+def test_all_are_listed():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "weights.md").read_text()
+    listed = re.findall(
+        r"^\| \[`(\w+)`\]\(\.\./nvg_jax/pretrained/\1/README\.md\)", page, re.MULTILINE
+    )
+    assert sorted(listed) == sorted(pretrained.names())
+
+
 def test_cards_say_what_is_in_the_files(folder):
     assert mistakes(folder) == []
     for name in pretrained.names():
